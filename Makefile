@@ -1,0 +1,87 @@
+# City Paths: `make help` lists the targets. Everything runs in .venv, which make builds itself.
+
+# size: small (default), medium or full; a report is of the medium run unless told otherwise.
+ifneq (,$(filter report,$(MAKECMDGOALS)))
+SIZE ?= medium
+endif
+SIZE ?= small
+SEED ?= 0
+PYTHON ?= python3
+
+PY := .venv/bin/python
+RUN := data/executed/$(SIZE)-seed$(SEED)
+REPORT := reports/$(SIZE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+TINY := data/executed/nbval-tiny
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
+EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
+# Neither the runner nor the benchmark changes a result.
+SOURCES := $(filter-out %/runner.py %/bench.py,$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab report lint strip bench clean
+
+help: ## list the targets
+	@echo "make TARGET [SIZE=small|medium|full] [SEED=0] [PYTHON=python3]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1#\2/p' Makefile | awk -F'#' '{printf "%-9s %s\n", $$1, $$2}'
+
+run: $(EXECUTED) ## execute the notebooks that are out of date, in order, at SIZE and SEED
+	@echo "Up to date: $(words $(EXECUTED)) notebooks in $(RUN)"
+
+test: .venv/.ready ## test the package, then run every notebook on a tiny graph
+	@echo "== package, notebooks' hygiene, environment files"
+	@$(PY) -m pytest lib/tests
+	@echo "== notebooks, cell by cell, at size tiny"
+	@rm -rf $(TINY)
+	@$(PY) -m citypaths.runner prepare -p size tiny $(NOTEBOOKS) $(TINY)
+	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
+
+lab: .venv/.ready ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
+
+report: $(EXECUTED) ## write the executed notebooks to reports/ as Markdown (SIZE=medium)
+	$(PY) -m citypaths.runner report $(RUN) $(REPORT)
+
+lint: .venv/.ready ## check style with ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+strip: .venv/.ready ## remove outputs from the notebooks, before a commit
+	$(PY) -m citypaths.runner strip $(NOTEBOOKS)
+
+bench: .venv/.ready ## measure the shortest-path engines
+	$(PY) -m citypaths.bench
+
+clean: ## remove executed notebooks and caches; datasets, checkpoints, reports and .venv stay
+	rm -rf data/executed build .pytest_cache .ruff_cache .hypothesis
+	find lib notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# The chain: each notebook reads what the ones before it wrote.
+$(RUN)/%.ipynb: notebooks/%.ipynb $(SOURCES) .venv/.ready
+	@$(PY) -m citypaths.runner run $< $@ -p size $(SIZE) -p seed $(SEED)
+
+$(RUN)/02-shortest-path-dataset.ipynb: $(RUN)/01-city-dag.ipynb
+$(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
+
+# The environment: conda or mamba where there is one (CITYPATHS_VENV=pip: not even then), else venv
+# and pip. An existing .venv is kept and updated by whichever made it.
+.venv/.ready: pyproject.toml environment.yml constraints.txt
+	@conda=$$(command -v mamba || command -v conda || true); \
+	if [ "$(CITYPATHS_VENV)" = pip ] || [ -f .venv/pyvenv.cfg ]; then conda=; fi; \
+	if [ -n "$$conda" ]; then \
+	  echo "== .venv with $$conda (several minutes the first time)"; \
+	  export CONDA_ALWAYS_YES=true MAMBA_ALWAYS_YES=true; \
+	  if [ -d .venv/conda-meta ]; then "$$conda" env update -p .venv -f environment.yml --prune; \
+	  else "$$conda" env create -p .venv -f environment.yml; fi || exit 1; \
+	else \
+	  if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    for python in $(PYTHON) python3.13 python3.12 python3.11 none; do \
+	      $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	    done; \
+	    if [ $$python = none ]; then \
+	      echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; fi; \
+	    echo "== .venv with $$python and pip (a few minutes)"; \
+	    $$python -m venv .venv || exit 1; \
+	  fi; \
+	  $(PY) -m pip install $(if $(CI),--quiet) -c constraints.txt -e ".[dev]" || exit 1; \
+	fi
+	@touch $@

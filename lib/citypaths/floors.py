@@ -1,0 +1,209 @@
+"""Non-neural floors: what walks, classical search and a memorizer reach on the same queries.
+
+All of them see the map (regime "open_map"); what they look at is counted. An expansion is a city
+whose out-edges are read; a look-up is one out-edge read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+
+import numpy as np
+from numba import njit
+
+from citypaths.graph import EARTH_RADIUS_KM, CityGraph, unit_sphere
+from citypaths.hashing import unit_hash
+from citypaths.paths import Paths
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found, and what it spent.
+
+    Attributes:
+        paths: one a query. flops, lookups, expansions: float64 [queries]. seconds: of the call.
+    """
+
+    paths: Paths
+    flops: np.ndarray
+    lookups: np.ndarray
+    expansions: np.ndarray
+    seconds: float
+
+    def cost(self) -> dict[str, float]:
+        """Return mean cost a query under the ledger's column names."""
+        n = max(1, len(self.paths))
+        names = {"inference_flops": self.flops, "lookups": self.lookups, "expansions": self.expansions}
+        means = {name: float(np.sum(values)) / n for name, values in names.items()}
+        return means | {"seconds_per_query": self.seconds / n}
+
+
+@njit(cache=True)
+def _great_circle(points, a, b):
+    square = 0.0
+    for axis in range(3):
+        square += (points[a, axis] - points[b, axis]) ** 2
+    return 2 * EARTH_RADIUS_KM * np.arcsin(min(1.0, np.sqrt(square) / 2))
+
+
+@njit(cache=True)
+def _walk(indptr, indices, km, points, sources, targets, hop_weight, random, limit):
+    """Walk to the neighbour with the least hop_weight * km + distance to go (random below 0)."""
+    n, count = len(indptr) - 1, len(sources)
+    out = np.full((count, limit + 1), -1, np.int32)
+    lengths = np.ones(count, np.int64)
+    spent = np.zeros((count, 2))
+    seen = np.full(n, -1, np.int64)
+    for q in range(count):
+        city, out[q, 0] = sources[q], sources[q]
+        while city != targets[q] and lengths[q] <= limit and seen[city] != q:
+            seen[city] = q
+            low, high = indptr[city], indptr[city + 1]
+            if low == high:
+                break
+            spent[q, 0] += high - low
+            spent[q, 1] += 1
+            best = -1
+            if hop_weight < 0:
+                best = indices[low + int(random[q, lengths[q] - 1] * (high - low))]
+                seen[city] = -1
+            else:
+                least = np.inf
+                for e in range(low, high):
+                    cost = hop_weight * km[e] + _great_circle(points, indices[e], targets[q])
+                    if cost < least:
+                        least, best = cost, indices[e]
+            city = best
+            out[q, lengths[q]] = city
+            lengths[q] += 1
+    return out, lengths, spent
+
+
+@njit(cache=True)
+def _best_first(indptr, indices, km, points, sources, targets, g_weight, h_weight):
+    """Expand by least g_weight * g + h_weight * great circle to go.
+
+    Cities are reopened when g improves only where that is needed for exactness (h_weight <= 1):
+    edges are rounded to millimetres, so the heuristic is consistent only to half a millimetre.
+    """
+    n, count = len(indptr) - 1, len(sources)
+    spent = np.zeros((count, 2))
+    offsets = np.zeros(count + 1, np.int64)
+    tokens = [np.int32(0) for _ in range(0)]
+    expanded = np.full(n, np.int64(-1))
+    reopen = g_weight > 0.0 and h_weight <= 1.0
+    g = np.full(n, np.inf)
+    parent = np.full(n, np.int32(-1))
+    for q in range(count):
+        source, target = sources[q], targets[q]
+        touched = [source]
+        g[source], parent[source] = 0.0, -1
+        heap = [(h_weight * _great_circle(points, source, target), source, 0.0)]
+        while len(heap):
+            _, city, reached = heappop(heap)
+            if reached > g[city] or (expanded[city] == q and not reopen):
+                continue
+            if city == target:
+                break
+            expanded[city] = q
+            spent[q, 1] += 1
+            for e in range(indptr[city], indptr[city + 1]):
+                b = indices[e]
+                spent[q, 0] += 1
+                candidate = reached + km[e]
+                if candidate < g[b] and (reopen or expanded[b] != q):
+                    if g[b] == np.inf:
+                        touched.append(np.int64(b))
+                    g[b], parent[b] = candidate, city
+                    togo = h_weight * _great_circle(points, b, target) if h_weight else 0.0
+                    heappush(heap, (g_weight * candidate + togo, np.int64(b), candidate))
+        route = [np.int32(source)]
+        if g[target] < np.inf:
+            route = [np.int32(target)]
+            while parent[route[-1]] >= 0:
+                route.append(parent[route[-1]])
+        for city in route[::-1]:
+            tokens.append(city)
+        offsets[q + 1] = len(tokens)
+        for city in touched:
+            g[city] = np.inf
+    return np.array(tokens, dtype=np.int32), offsets, spent
+
+
+def _points(graph: CityGraph) -> np.ndarray:
+    return np.ascontiguousarray(unit_sphere(graph.lat, graph.lon))
+
+
+def _found(paths: Paths, spent: np.ndarray, began: float) -> Found:
+    seconds = time.perf_counter() - began
+    return Found(paths, np.zeros(len(paths)), spent[:, 0], spent[:, 1], seconds)
+
+
+def walk(
+    graph: CityGraph, source, target, hop_weight: float = 0.0, seed: int = 0, limit: int = 0
+) -> Found:
+    """Walk greedily: to the neighbour with the least `hop_weight` x hop km + great-circle to go.
+
+    0 is geo-greedy, 1 counts the hop as well, below 0 draws a neighbour uniformly. A walk ends at
+    the target, at a dead end, at a city seen before (unless random), or after `limit` hops
+    (default: as many as there are cities, 1,000 at most).
+    """
+    began, limit = time.perf_counter(), limit or min(len(graph), 1000)
+    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    random = np.zeros((1, 1))
+    if hop_weight < 0:
+        random = unit_hash(seed, source[:, None], target[:, None], np.arange(limit + 1))
+    args = (graph.indptr, graph.indices, graph.km, _points(graph), source, target)
+    out, lengths, spent = _walk(*args, float(hop_weight), random, limit)
+    return _found(Paths.from_padded(out, lengths), spent, began)
+
+
+def best_first(
+    graph: CityGraph, source, target, g_weight: float = 1.0, h_weight: float = 1.0
+) -> Found:
+    """Search by least `g_weight` x km so far + `h_weight` x great-circle km to go.
+
+    (1, 0) is Dijkstra, (1, 1) A*, (1, w) weighted A*, (0, 1) greedy best-first search. A query
+    without a path gives the source alone.
+    """
+    began = time.perf_counter()
+    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    args = (graph.indptr, graph.indices, graph.mm / 1e6, _points(graph), source, target)
+    shrink = 1 - 1e-9  # keeps the heuristic admissible against edges rounded to millimetres
+    tokens, offsets, spent = _best_first(*args, float(g_weight), float(h_weight) * shrink)
+    return _found(Paths(tokens, offsets), spent, began)
+
+
+def stored_hops(graph: CityGraph, paths: list[Paths]) -> CityGraph:
+    """Return the graph of only those edges that some of `paths` used: a memorizer's map."""
+    used = np.zeros(len(graph.indices), bool)
+    for part in paths:
+        at = graph.edge_index(part.tokens[:-1], part.tokens[1:])
+        inner = np.ones(max(0, len(part.tokens) - 1), bool)
+        inner[part.offsets[1:-1] - 1] = False
+        used[at[inner & (at >= 0)]] = True
+    kept = np.concatenate([[0], np.cumsum(used)])
+    return replace(graph, indptr=kept[graph.indptr], indices=graph.indices[used], km=graph.km[used])
+
+
+def floors(graph: CityGraph, memory: list[Paths] | None = None) -> dict[str, Callable[..., Found]]:
+    """Return every floor as a function of (source, target), by name, cheapest first.
+
+    `memory` (training paths) adds the memorizer that stitches stored hops.
+    """
+    table: dict[str, Callable[..., Found]] = {
+        "random walk": lambda s, t: walk(graph, s, t, hop_weight=-1.0),
+        "geo-greedy": lambda s, t: walk(graph, s, t),
+        "greedy hop + to go": lambda s, t: walk(graph, s, t, hop_weight=1.0),
+        "greedy best-first": lambda s, t: best_first(graph, s, t, 0.0, 1.0),
+        "weighted A* (1.05)": lambda s, t: best_first(graph, s, t, 1.0, 1.05),
+        "A*": lambda s, t: best_first(graph, s, t, 1.0, 1.0),
+        "Dijkstra": lambda s, t: best_first(graph, s, t, 1.0, 0.0),
+    }
+    if memory is not None:
+        stored = stored_hops(graph, memory)
+        table["stitched hops"] = lambda s, t: best_first(stored, s, t, 1.0, 1.0)
+    return table

@@ -1,0 +1,212 @@
+"""The interface of every model, and the parts that all of them share: inputs and output head."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from citypaths.batches import Batch
+from citypaths.graph import CityGraph, unit_sphere
+
+Endpoints = Literal["every_step", "prefix"]
+Coordinates = Literal["none", "raw", "place_cells", "periodic", "fourier"]
+State = Any
+
+
+class PathModel(nn.Module, ABC):
+    """A model of the next city, given the query and the path so far.
+
+    A subclass sets `cities` (vocabulary size V) and `settings` (what `build` needs to make it
+    again) and implements the five methods below. Teacher-forced logits must equal the step-by-step
+    ones: `citypaths.models.check.assert_consistent` tests it.
+    """
+
+    cities: int
+    settings: dict[str, Any]
+
+    @abstractmethod
+    def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return logits [B, T, V] for the city after each of `batch.cities`."""
+
+    @abstractmethod
+    def start(self, source: Tensor, target: Tensor) -> State:
+        """Return the state before the first step, for queries given as ids [B]."""
+
+    @abstractmethod
+    def step(self, city: Tensor, state: State) -> tuple[Tensor, State]:
+        """Take the current city [B] (the source first); return logits [B, V] and the new state."""
+
+    @abstractmethod
+    def reorder(self, state: State, index: Tensor) -> State:
+        """Return the state with row i taken from row index[i]; index may be longer or shorter."""
+
+    @abstractmethod
+    def flops_per_step(self, loops: int | None = None) -> int:
+        """Return the floating-point operations of one step of one path (a multiply-add is two)."""
+
+    @property
+    def flops_to_start(self) -> int:
+        """Return the operations of `start` for one query (0 unless it runs the network)."""
+        return 0
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats per hop."""
+        return F.cross_entropy(self(batch, loops).flatten(0, 1).float(), batch.labels.flatten())
+
+
+_REGISTRY: dict[str, Callable[..., PathModel]] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., PathModel]], Callable[..., PathModel]]:
+    """Register a model class (called with `graph` and its settings) under a name."""
+
+    def keep(make: Callable[..., PathModel]) -> Callable[..., PathModel]:
+        _REGISTRY[name] = make
+        return make
+
+    return keep
+
+
+def registered() -> list[str]:
+    """Return the names that `build` knows."""
+    return sorted(_REGISTRY)
+
+
+def build(name: str, graph: CityGraph, **settings: Any) -> PathModel:
+    """Build a registered model for a graph.
+
+    Raises:
+        KeyError: an unknown name; the message lists the known ones.
+    """
+    if name not in _REGISTRY:
+        raise KeyError(f"no model {name!r}; registered: {', '.join(registered())}")
+    model = _REGISTRY[name](graph, **settings)
+    model.settings = {"model": name} | settings
+    return model
+
+
+def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: int = 0) -> Tensor:
+    """Return fixed features of where each city is, float32 [V, features] of about unit variance.
+
+    "raw": the unit-sphere position, standardised. "place_cells": Gaussian bumps around `width`
+    cities drawn by chance. "periodic": sines and cosines of longitude and latitude at doubling
+    frequencies. "fourier": sines of random directions, smooth but with no grid (a control).
+    """
+    sphere = unit_sphere(graph.lat, graph.lon)
+    flat = (sphere - sphere.mean(0)) / np.maximum(sphere.std(0), 1e-9)
+    random = np.random.default_rng(seed)
+    if kind == "none":
+        features = np.zeros((len(graph), 0))
+    elif kind == "raw":
+        features = flat
+    elif kind == "place_cells":
+        centres = flat[random.choice(len(graph), min(width, len(graph)), replace=False)]
+        square = ((flat[:, None] - centres[None]) ** 2).sum(-1)
+        features = np.exp(-square / (2 * np.quantile(square, 0.05)))
+        features = (features - features.mean(0)) / features.std(0)
+    elif kind == "periodic":
+        place = np.stack([graph.lon, graph.lat], 1)
+        place = (place - place.min(0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
+        angle = (math.pi * 2.0 ** np.arange(max(1, width // 4)) * place[..., None]).reshape(len(graph), -1)
+        features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
+    elif kind == "fourier":
+        angle = flat @ random.normal(0, 4, (3, max(1, width // 2)))
+        features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
+    else:
+        raise ValueError(f"coordinates are none, raw, place_cells, periodic or fourier, not {kind!r}")
+    return torch.as_tensor(features, dtype=torch.float32)
+
+
+class CityInput(nn.Module):
+    """Turn cities and the query into input vectors [..., width].
+
+    `ids` learns one vector a city; `coordinates` adds a projection of fixed features. With
+    `endpoints="every_step"` the target's vector (through a projection of its own) joins each step;
+    with "prefix" the target is seen once, before the source.
+    """
+
+    def __init__(
+        self,
+        graph: CityGraph,
+        width: int,
+        *,
+        ids: bool = True,
+        coordinates: Coordinates = "none",
+        endpoints: Endpoints = "every_step",
+    ) -> None:
+        super().__init__()
+        if endpoints not in ("every_step", "prefix"):
+            raise ValueError(f"endpoints are fed every_step or as a prefix, not {endpoints!r}")
+        if not ids and coordinates == "none":
+            raise ValueError("a model without ids needs coordinates")
+        self.every_step = endpoints == "every_step"
+        self.embedding = nn.Embedding(len(graph), width) if ids else None
+        self.register_buffer("place", coordinate_features(graph, coordinates, width), persistent=False)
+        self.locate = nn.Linear(self.place.shape[1], width, bias=False) if self.place.shape[1] else None
+        self.as_target = nn.Linear(width, width, bias=False)
+        self.flops = 2 * width * self.place.shape[1]
+        self.goal_flops = self.flops + 2 * width * width
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=0.5)
+
+    def city(self, ids: Tensor) -> Tensor:
+        """Return vectors [..., width] for ids [...]."""
+        parts = []
+        if self.embedding is not None:
+            parts.append(self.embedding(ids))
+        if self.locate is not None:
+            parts.append(self.locate(self.place[ids]))
+        return sum(parts[1:], parts[0])
+
+    def forward(self, city: Tensor, goal: Tensor) -> Tensor:
+        """Return inputs for cities [...] with a goal vector that broadcasts ([..., width])."""
+        return self.city(city) + goal if self.every_step else self.city(city)
+
+    def goal(self, target: Tensor) -> Tensor:
+        """Return goal vectors [B, width] for targets [B]."""
+        return self.as_target(self.city(target))
+
+
+class Head(nn.Module):
+    """Logits over cities from states: a softmax, or a mixture of `softmaxes` (Yang et al. 2018).
+
+    With `tied` the output vectors are the input embedding's. Returns log-probabilities when mixed.
+    """
+
+    def __init__(self, width: int, cities: int, softmaxes: int = 1, tied: nn.Embedding | None = None):
+        super().__init__()
+        self.softmaxes = softmaxes
+        inner = tied.embedding_dim if tied is not None else width
+        self.out = nn.Linear(inner, cities)
+        if tied is not None:
+            self.out.weight = tied.weight
+        nn.init.zeros_(self.out.bias)
+        self.project = nn.Linear(width, inner * softmaxes) if softmaxes > 1 or tied is not None else None
+        self.gate = nn.Linear(width, softmaxes, bias=False) if softmaxes > 1 else None
+        self.flops = 2 * inner * cities * softmaxes
+        if self.project is not None:
+            self.flops += 2 * width * inner * softmaxes
+        if self.gate is not None:
+            self.flops += 2 * width * softmaxes
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return logits [..., V] for states [..., width]."""
+        if self.project is None:
+            return self.out(state)
+        if self.gate is None:
+            return self.out(self.project(state))
+        latent = torch.tanh(self.project(state)).unflatten(-1, (self.softmaxes, -1))
+        log_p = F.log_softmax(self.out(latent).float(), -1)
+        return torch.logsumexp(log_p + F.log_softmax(self.gate(state).float(), -1)[..., None], -2)

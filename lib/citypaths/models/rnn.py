@@ -1,0 +1,127 @@
+"""GRU and LSTM baselines (Cho et al. 2014; Hochreiter and Schmidhuber 1997)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from citypaths.batches import Batch
+from citypaths.graph import CityGraph
+from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel, register
+
+Recurrent = Literal["orthogonal", "identity", "chain", "identity_chain"]
+
+
+def recurrent_matrix(width: int, kind: Recurrent, alpha: float = 1.02) -> Tensor:
+    """Return an initial recurrent weight [width, width] for nn.RNN's `W h`.
+
+    "chain" (Orhan and Pitkow 2020) is non-normal: unit i feeds unit i + 1 with gain `alpha`, on
+    the subdiagonal because torch multiplies W from the left.
+    """
+    if kind == "orthogonal":
+        return nn.init.orthogonal_(torch.empty(width, width))
+    chain = alpha * torch.diag(torch.ones(width - 1), -1)
+    matrices = {"identity": torch.eye(width), "chain": chain}
+    matrices["identity_chain"] = (torch.eye(width) + chain) / 2
+    if kind not in matrices:
+        raise ValueError(f"recurrent is orthogonal, {', '.join(matrices)}, not {kind!r}")
+    return matrices[kind]
+
+
+@register("rnn")
+class RNN(PathModel):
+    """A stack of GRU or LSTM layers over the cities of the path so far.
+
+    Args:
+        graph: decides the vocabulary and the coordinates.
+        cell: "gru" or "lstm". width: hidden units a layer. layers: depth of the stack.
+        softmaxes: mixture components of the head. tied: share output and input vectors.
+        recurrent: initial recurrent weights of the candidate gate.
+        ids, coordinates, endpoints: see `CityInput`.
+    """
+
+    def __init__(
+        self,
+        graph: CityGraph,
+        *,
+        cell: Literal["gru", "lstm"] = "gru",
+        width: int = 128,
+        layers: int = 1,
+        dropout: float = 0.0,
+        softmaxes: int = 1,
+        tied: bool = False,
+        recurrent: Recurrent = "orthogonal",
+        ids: bool = True,
+        coordinates: Coordinates = "none",
+        endpoints: Endpoints = "every_step",
+    ) -> None:
+        super().__init__()
+        if cell not in ("gru", "lstm"):
+            raise ValueError(f"cell is gru or lstm, not {cell!r}")
+        self.cities, self.cell, self.layers, self.width = len(graph), cell, layers, width
+        self.inputs = CityInput(graph, width, ids=ids, coordinates=coordinates, endpoints=endpoints)
+        kind = nn.GRU if cell == "gru" else nn.LSTM
+        inner = dropout if layers > 1 else 0.0
+        self.rnn = kind(width, width, layers, batch_first=True, dropout=inner)
+        self.dropout = nn.Dropout(dropout)
+        self.head = Head(width, len(graph), softmaxes, self.inputs.embedding if tied else None)
+        self._initialise(recurrent)
+
+    def _initialise(self, recurrent: Recurrent) -> None:
+        gates = 3 if self.cell == "gru" else 4
+        for layer in range(self.layers):
+            weight = getattr(self.rnn, f"weight_hh_l{layer}").data
+            blocks = [recurrent_matrix(self.width, "orthogonal") for _ in range(gates)]
+            candidate = 2  # GRU: reset, update, new; LSTM: input, forget, cell, output
+            blocks[candidate] = recurrent_matrix(self.width, recurrent)
+            weight.copy_(torch.cat(blocks))
+            for name in ("bias_ih", "bias_hh"):
+                nn.init.zeros_(getattr(self.rnn, f"{name}_l{layer}"))
+            if self.cell == "lstm":  # Jozefowicz et al. 2015: start by remembering
+                getattr(self.rnn, f"bias_ih_l{layer}").data[self.width : 2 * self.width] = 1.0
+
+    def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return logits [B, T, V]; an RNN has no loops to vary."""
+        state = self.start(batch.source, batch.target)
+        inputs = self.inputs(batch.cities, state["goal"][:, None])
+        hidden, _ = self.rnn(self.dropout(inputs), state["memory"])
+        return self.head(self.dropout(hidden))
+
+    def start(self, source: Tensor, target: Tensor) -> dict:
+        """Return the goal vectors and the recurrent state before the source is seen."""
+        goal = self.inputs.goal(target)
+        memory = None
+        if not self.inputs.every_step:
+            _, memory = self.rnn(goal[:, None])
+        return {"goal": goal, "memory": memory}
+
+    def step(self, city: Tensor, state: dict) -> tuple[Tensor, dict]:
+        """Advance one city; see `PathModel.step`."""
+        inputs = self.inputs(city, state["goal"])
+        hidden, memory = self.rnn(inputs[:, None], state["memory"])
+        return self.head(hidden[:, 0]), {"goal": state["goal"], "memory": memory}
+
+    def reorder(self, state: dict, index: Tensor) -> dict:
+        """Take rows `index` of the state."""
+        memory = state["memory"]
+        if isinstance(memory, tuple):
+            memory = tuple(m[:, index] for m in memory)
+        elif memory is not None:
+            memory = memory[:, index]
+        return {"goal": state["goal"][index], "memory": memory}
+
+    @property
+    def _cell_flops(self) -> int:
+        gates = 3 if self.cell == "gru" else 4
+        return self.layers * 2 * gates * self.width * 2 * self.width
+
+    def flops_per_step(self, loops: int | None = None) -> int:
+        """Matrix products of the input, the cells and the head."""
+        return self.inputs.flops + self._cell_flops + self.head.flops
+
+    @property
+    def flops_to_start(self) -> int:
+        """The target's projection, and one step of the cells where it is a prefix."""
+        return self.inputs.goal_flops + (0 if self.inputs.every_step else self._cell_flops)

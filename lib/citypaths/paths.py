@@ -1,0 +1,73 @@
+"""Ragged arrays of paths: city ids end to end, and where each path begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PAD = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Paths as ragged token arrays.
+
+    Attributes:
+        tokens: city ids [total], any integer type.
+        offsets: int64 [paths + 1]; path i is tokens[offsets[i]:offsets[i + 1]], source first.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        row = range(len(self))[i]
+        return self.tokens[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Cities per path, int64 [paths]; hops are one fewer."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lists(cls, paths: Sequence[Sequence[int]]) -> Paths:
+        """Build from a sequence of id sequences."""
+        offsets = np.concatenate([[0], np.cumsum([len(p) for p in paths])]).astype(np.int64)
+        tokens = np.concatenate([np.asarray(p, np.int64) for p in paths]) if len(paths) else []
+        return cls(np.asarray(tokens, np.int64), offsets)
+
+    @classmethod
+    def from_padded(cls, padded: np.ndarray, lengths: np.ndarray) -> Paths:
+        """Build from [paths, longest] ids and the number of valid ones in each row."""
+        keep = np.arange(padded.shape[1])[None, :] < np.asarray(lengths)[:, None]
+        return cls(padded[keep], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    def padded(self) -> np.ndarray:
+        """Return [paths, longest] int64 ids, with -1 after the end."""
+        longest = int(self.lengths.max(initial=0))
+        out = np.full((len(self), longest), PAD, np.int64)
+        out[np.arange(longest)[None, :] < self.lengths[:, None]] = self.tokens
+        return out
+
+    def take(self, rows: np.ndarray) -> Paths:
+        """Return the paths at `rows` (positions or a boolean mask), in that order."""
+        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows, np.int64)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - self.offsets[rows], lengths)
+        return Paths(self.tokens[at], offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Paths]) -> Paths:
+        """Join several into one."""
+        lengths = np.concatenate([np.zeros(1, np.int64), *(p.lengths for p in parts)])
+        tokens = np.concatenate([p.tokens for p in parts]) if parts else np.zeros(0, np.int64)
+        return cls(tokens, np.cumsum(lengths))

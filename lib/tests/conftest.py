@@ -1,0 +1,80 @@
+"""Graphs and a finished dataset that several test files share; all are read only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from citypaths.cities import load_cities
+from citypaths.dataset import make_dataset
+from citypaths.graph import build_graph
+from citypaths.splits import recipe_for
+
+
+@pytest.fixture(scope="session")
+def place():
+    """Return a function that makes a city table of (latitude, longitude) points, ids in order."""
+
+    def cities(points, names=None) -> pd.DataFrame:
+        lat, lon = np.asarray(points, float).reshape(-1, 2).T
+        names = names or [f"City {i}" for i in range(len(lat))]
+        return pd.DataFrame({"name": names, "state": "XX", "lat": lat, "lon": lon, "population": 7})
+
+    return cities
+
+
+@pytest.fixture(scope="session")
+def nation_cities():
+    return load_cities()
+
+
+@pytest.fixture(scope="session")
+def nation(nation_cities):
+    return build_graph(nation_cities, 75)
+
+
+@pytest.fixture(scope="session")
+def tennessee():
+    return build_graph(load_cities(states=["TN"]), 30)
+
+
+@pytest.fixture(scope="session")
+def tennessee_two_way(tennessee):
+    return build_graph(tennessee.cities, 30, "two_way")
+
+
+@pytest.fixture(scope="session", params=["eastward", "two_way"])
+def oriented_tennessee(request, tennessee, tennessee_two_way):
+    """Tennessee in both orientations, one after the other."""
+    return tennessee if request.param == "eastward" else tennessee_two_way
+
+
+@pytest.fixture(scope="session")
+def north_carolina():
+    return build_graph(load_cities(states=["NC"]), 30)
+
+
+@pytest.fixture(scope="session")
+def chain(place):
+    """Five cities on the equator 0.1 degrees (11.1 km) apart, each joined to the next alone."""
+    return build_graph(place([(0, 0.1 * i) for i in range(5)]), 12)
+
+
+@pytest.fixture(scope="session")
+def lonely(place):
+    """A graph of one city."""
+    return build_graph(place([(35.0, -80.0)]), 30)
+
+
+@pytest.fixture(scope="session")
+def scattered(place):
+    """Three cities too far apart for any edge."""
+    return build_graph(place([(35.0, -80.0), (45.0, -100.0), (40.0, -120.0)]), 30)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tennessee, tmp_path_factory):
+    """A finished dataset of about 2,000 training paths of Tennessee in 24 shards."""
+    recipe = recipe_for(tennessee, train=2000, valid=200, test=400, seed=5)
+    return make_dataset(tennessee, recipe, tmp_path_factory.mktemp("tiny") / "spd", 16)

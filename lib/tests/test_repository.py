@@ -1,0 +1,83 @@
+"""What may be in the repository, and what may not."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP = {
+    *(".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "constraints.txt", "data"),
+    *("environment.yml", "lib", "notebooks", "pyproject.toml", "reports"),
+}
+LARGEST = 2_000_000  # bytes
+PICKLE = re.compile(
+    r"\bimport (?:c?[Pp]ickle|dill|joblib|shelve)|from (?:pickle|dill|joblib|shelve) import"
+    r"|\btorch\.(?:load|save)\(|allow_pickle\s*=\s*True|\b(?:read|to)_pickle\b"
+)
+MACHINE_PATH = re.compile(
+    r"(?<![\w/.:~)-])/(?:home|Users|root|tmp|var|opt|mnt|work)/\w|\b[A-Z]:\\(?:Users|Program)"
+)
+
+
+def tracked():
+    """Return the files that git holds or is about to hold; without git there is nothing to say."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    files = [ROOT / name for name in done.stdout.decode().split("\0") if name]
+    return [file for file in files if file.is_file()]
+
+
+def text(file):
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+in_git = pytest.mark.skipif(not tracked(), reason="not a git checkout, or nothing added yet")
+
+
+def test_no_pickle():
+    files = [*ROOT.glob("lib/citypaths/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+    assert files
+    assert [str(file) for file in files if PICKLE.search(text(file))] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import pickle", "torch.load(x)", "np.load(x, allow_pickle=True)", "pd.read_pickle(x)"],
+)
+def test_pickle_pattern_bites(line):
+    assert PICKLE.search(line)
+
+
+@in_git
+def test_top_level_holds_only_the_agreed_names():
+    assert {file.relative_to(ROOT).parts[0] for file in tracked()} <= TOP
+
+
+@in_git
+def test_no_large_file():
+    assert [str(file) for file in tracked() if file.stat().st_size > LARGEST] == []
+
+
+@in_git
+def test_no_machine_path_in_a_text_file():
+    assert [str(file) for file in tracked() if MACHINE_PATH.search(text(file))] == []
+
+
+@pytest.mark.parametrize("where", ["home/ada", "Users/ada", "tmp/out"])
+def test_machine_path_pattern_bites(where):
+    assert MACHINE_PATH.search(f'open("/{where}/x.csv")')
+    assert not MACHINE_PATH.search(f"https://example.org/{where}/x.csv")
+
+
+@in_git
+def test_the_package_is_not_ignored():
+    files = {str(file.relative_to(ROOT)) for file in tracked()}
+    assert "lib/citypaths/__init__.py" in files
+    assert not [name for name in files if name.startswith("data/") and name != "data/README.md"]
