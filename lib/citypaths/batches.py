@@ -40,7 +40,7 @@ class Batch:
 
 
 def pad(tokens: Tensor, offsets: Tensor, rows: Tensor) -> Batch:
-    """Gather paths `rows` [B] of a ragged store (tokens [total], offsets [paths + 1]) as a Batch."""
+    """Gather paths `rows` [B] of a store (tokens [total], offsets [paths + 1]) as a Batch."""
     return pad_spans(tokens, offsets[rows], offsets[rows + 1] - offsets[rows])
 
 
@@ -152,7 +152,10 @@ class Batches:
         steps, batches, start = steps[by_length], [], 0
         while start < len(steps):
             end = start + max(1, self.batch_tokens // int(steps[start]))
-            while end > start + 1 and (end - start) * steps[min(end, len(steps)) - 1] > self.batch_tokens:
+            while (
+                end > start + 1
+                and (end - start) * steps[min(end, len(steps)) - 1] > self.batch_tokens
+            ):
                 end = start + max(1, self.batch_tokens // int(steps[min(end, len(steps)) - 1]))
             batches.append(by_length[start:end])
             start = end

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numba import njit
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from citypaths.files import DataFileError, atomic_write, lock, read_json, sha256, write_json
 from citypaths.graph import CityGraph
@@ -211,7 +211,9 @@ def open_dataset(folder: Path, graph: CityGraph) -> Dataset:
     """
     manifest = _read_manifest(folder)
     if manifest["version"] != VERSION:
-        raise DataFileError(f"{folder} is of version {manifest['version']}, not {VERSION}: {REMEDY}")
+        raise DataFileError(
+            f"{folder} is of version {manifest['version']}, not {VERSION}: {REMEDY}"
+        )
     recipe = _recorded_recipe(folder, manifest)
     if recipe.graph != graph.fingerprint:
         raise DataFileError(f"{folder} was made from another graph ({recipe.graph[:12]}): {REMEDY}")
@@ -244,7 +246,10 @@ def _write_shard(path: Path, rows: Rows, cities: int) -> dict:
     table = pa.table(columns)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with atomic_write(path) as part:
-        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as w:
+        with (
+            pa.OSFile(str(part), "wb") as file,
+            pa.ipc.new_file(file, table.schema, options=options) as w,
+        ):
             w.write_table(table)
         checksum = sha256(part)
     counts = np.bincount(rows.part, minlength=3)[[TRAIN, VALID, TEST]].tolist()
@@ -265,7 +270,9 @@ def _read_shard(folder: Path, entry: dict) -> Rows:
     if path_column is None:
         found = Paths(np.zeros(0, np.int32), np.zeros(1, np.int64))
     else:
-        found = Paths(path_column.values.to_numpy().astype(np.int32), path_column.offsets.to_numpy())
+        found = Paths(
+            path_column.values.to_numpy().astype(np.int32), path_column.offsets.to_numpy()
+        )
     return Rows(source, target, table["mm"].to_numpy(), table["part"].to_numpy(), found)
 
 

@@ -31,7 +31,9 @@ def data_dir() -> Path:
 
 
 def reports_dir() -> Path:
-    """Return the folder of committed results."""
+    """Return the folder of committed results: `CITYPATHS_REPORTS`, else `reports`."""
+    if folder := os.environ.get("CITYPATHS_REPORTS"):
+        return Path(folder)
     return project_root() / "reports"
 
 

@@ -29,7 +29,9 @@ def great_circle_km(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
 
     Args: degrees, any shapes that broadcast. Returns: km, float64, exactly symmetric in a and b.
     """
-    lat_a, lon_a, lat_b, lon_b = (np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b))
+    lat_a, lon_a, lat_b, lon_b = (
+        np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b)
+    )
     half = np.sin((lat_b - lat_a) / 2) ** 2
     half = half + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
@@ -37,7 +39,9 @@ def great_circle_km(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
 
 def bearing(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
     """Return initial bearings from a to b in degrees clockwise from north, in [0, 360)."""
-    lat_a, lon_a, lat_b, lon_b = (np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b))
+    lat_a, lon_a, lat_b, lon_b = (
+        np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b)
+    )
     east = np.sin(lon_b - lon_a) * np.cos(lat_b)
     north = np.cos(lat_a) * np.sin(lat_b) - np.sin(lat_a) * np.cos(lat_b) * np.cos(lon_b - lon_a)
     return np.degrees(np.arctan2(east, north)) % 360 % 360  # a tiny negative angle % 360 is 360
@@ -113,7 +117,7 @@ class CityGraph:
         return self.edge_sources.astype(np.int64) * len(self) + self.indices
 
     def edge_index(self, a, b) -> np.ndarray:
-        """Return each edge's position in `indices`, or -1 where a -> b is no edge (any id is safe)."""
+        """Return each edge's position in `indices`, -1 where a -> b is no edge (any id is safe)."""
         a, b = np.broadcast_arrays(np.asarray(a, np.int64), np.asarray(b, np.int64))
         inside = (a >= 0) & (a < len(self)) & (b >= 0) & (b < len(self))
         if not len(self.indices):
@@ -149,7 +153,9 @@ class CityGraph:
         digraph = nx.DiGraph(connected_km=self.connected_km, orientation=self.orientation)
         columns = self.cities.drop(columns="geometry", errors="ignore").to_dict("records")
         digraph.add_nodes_from((i, row) for i, row in enumerate(columns))
-        edges = zip(self.edge_sources.tolist(), self.indices.tolist(), self.km.tolist(), strict=True)
+        edges = zip(
+            self.edge_sources.tolist(), self.indices.tolist(), self.km.tolist(), strict=True
+        )
         digraph.add_weighted_edges_from(edges)
         return digraph
 
@@ -172,7 +178,9 @@ class CityGraph:
             )
             raise LookupError(f"{text!r} is {len(hits)} cities, name one by id: {listed}")
         near = difflib.get_close_matches(wanted, labels, n=5, cutoff=0.6)
-        listed = "; ".join(str(self.labels[labels.index(label)]) for label in near) or "nothing near"
+        listed = (
+            "; ".join(str(self.labels[labels.index(label)]) for label in near) or "nothing near"
+        )
         raise LookupError(f"no city {text!r} in this graph; near matches: {listed}")
 
     def hops_from(self, city: int | str) -> pd.DataFrame:

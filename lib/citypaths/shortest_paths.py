@@ -51,7 +51,7 @@ def shortest_path_trees(graph: CityGraph, targets) -> Trees:
     two-way graphs take scipy's Dijkstra (Fibonacci heap) and one pass that picks the next cities.
     """
     targets = np.atleast_1d(np.asarray(targets, np.int32))
-    if targets.size and not (0 <= targets.min() and targets.max() < len(graph)):
+    if not ((targets >= 0) & (targets < len(graph))).all():
         raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
     if graph.orientation == "eastward":
         mm, nearest = _sweep(graph.indptr, graph.indices, graph.mm, graph.order, targets)

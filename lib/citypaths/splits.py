@@ -89,9 +89,7 @@ def recipe_for(
     return replace(blank, train_rate=train_rate, valid_rate=valid_rate, test_rate=test_rate)
 
 
-def _eligible_shares(
-    recipe: Recipe, graph: CityGraph, sample: Paths | None
-) -> tuple[float, float]:
+def _eligible_shares(recipe: Recipe, graph: CityGraph, sample: Paths | None) -> tuple[float, float]:
     """Shares of the reachable pairs that may train and that may test."""
     if recipe.split == "target":
         return 1 - recipe.held_share, recipe.held_share
@@ -156,8 +154,8 @@ def held_cities(recipe: Recipe, graph: CityGraph) -> np.ndarray:
     return np.isin(np.arange(len(graph)), nearest)
 
 
-def admit(recipe: Recipe, graph: CityGraph, part: np.ndarray, found) -> np.ndarray:
-    """Return which sampled rows the split keeps once their paths (`Paths`) are known, bool [rows]."""
+def admit(recipe: Recipe, graph: CityGraph, part: np.ndarray, found: Paths) -> np.ndarray:
+    """Return which sampled rows the split keeps once their paths are known, bool [rows]."""
     if recipe.split == "region":
         touched = np.add.reduceat(held_cities(recipe, graph)[found.tokens], found.offsets[:-1])
         return (part == TEST) | (touched == 0)

@@ -1,0 +1,172 @@
+"""What the notebooks share: a size's graph, dataset and test queries, and how a method is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from citypaths import search
+from citypaths.batches import batch_of
+from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
+from citypaths.files import DataFileError
+from citypaths.floors import Found, walk
+from citypaths.graph import CityGraph, build_graph, load_graph
+from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
+from citypaths.sizes import Size, digest
+from citypaths.splits import Split, recipe_for
+from citypaths.train import Evaluate, Trained, TrainSettings, train
+
+
+def device() -> torch.device:
+    """Return the CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_graph(size: Size) -> CityGraph:
+    """Build a size's graph from the embedded City Dataset."""
+    from citypaths.cities import load_cities  # geopandas is not needed on a training machine
+
+    states = list(size.states) if size.states else None
+    cities = load_cities(states=states)
+    if size.most_populous:
+        kept = cities.nlargest(size.most_populous, "population").sort_index()
+        cities = kept.reset_index(drop=True).assign(id=np.arange(len(kept)))
+    return build_graph(cities, size.connected_km, size.orientation)
+
+
+def size_graph(size: Size, *, make: bool = False) -> CityGraph:
+    """Return a size's saved graph; with `make`, build and save it when it is not there."""
+    path = size.folder / "graph.npz"
+    if make and not path.exists():
+        make_graph(size).save(path)
+    return load_graph(path)
+
+
+def size_dataset(size: Size, graph: CityGraph, split: Split = "pair", *, make: bool = False) -> Dataset:
+    """Return a size's dataset for a split; with `make`, generate it when it is not whole."""
+    folder = size.folder / f"spd-{split}-{graph.fingerprint[:8]}"
+    try:
+        return open_dataset(folder, graph)
+    except DataFileError:
+        if not make:
+            raise
+    goals = {"train": size.train, "valid": size.valid, "test": size.test}
+    return make_dataset(graph, recipe_for(graph, split=split, **goals), folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Test queries with what the breakdowns need.
+
+    Attributes:
+        rows: the queries and their shortest paths. contained: bool, inside a training path.
+        hard: bool, geo-greedy fails. straight_km: great-circle km.
+    """
+
+    graph: CityGraph
+    rows: Rows
+    contained: np.ndarray
+    hard: np.ndarray
+    straight_km: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset, part: str = "test") -> Queries:
+        """Read a part of a dataset."""
+        rows, contained = dataset.queries(part)
+        found = walk(dataset.graph, rows.source, rows.target)
+        judged = judge(dataset.graph, rows.source, rows.target, rows.km, found.paths)
+        straight = dataset.graph.distance_km(rows.source, rows.target)
+        return cls(dataset.graph, rows, contained, ~judged["success"].to_numpy(), straight)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, keep: np.ndarray) -> Queries:
+        """Return some of the queries (positions or a boolean mask)."""
+        arrays = (a[keep] for a in (self.contained, self.hard, self.straight_km))
+        return Queries(self.graph, self.rows.take(keep), *arrays)
+
+    def uncontained(self) -> Queries:
+        """Return the queries that lie inside no training path."""
+        return self.take(~self.contained)
+
+    def first(self, count: int) -> Queries:
+        """Return `count` queries spread evenly over all (they are sorted by target)."""
+        count = min(count, len(self))
+        return self.take(np.linspace(0, max(0, len(self) - 1), count).astype(int))
+
+    def judge(self, found: Found) -> pd.DataFrame:
+        """Judge paths found for these queries, with their groups; see `metrics.judge`."""
+        rows = self.rows
+        args = (self.graph, rows.source, rows.target, rows.km, found.paths, rows.paths)
+        extra = {"hard": self.hard, "contained": self.contained, "shortest_hops": rows.hops}
+        groups = {"by_hops": by_hops(rows.hops), "by_detour": by_detour(rows.km / self.straight_km)}
+        return judge(*args).assign(**extra, **groups)
+
+    def decode(self, decoder: Callable[..., Found], model: Any, **options: Any) -> Found:
+        """Run a decoder of `citypaths.search` on these queries with the graph's hop limit."""
+        return decoder(model, self.rows.source, self.rows.target, self.max_hops, **options)
+
+    @cached_property
+    def max_hops(self) -> int:
+        """Hops a decoder may take: one and a half times the longest shortest path here, plus 4."""
+        return int(1.5 * self.rows.hops.max(initial=1)) + 4
+
+
+def ledger_row(judged: pd.DataFrame, found: Found) -> dict[str, Any]:
+    """Return the ledger's metric and cost columns for one method on one set of queries."""
+    row = summarise(judged).iloc[0].to_dict()
+    hard = judged[judged["hard"]]
+    low, high = wilson(hard["success"].sum(), len(hard))
+    row |= {"hard_queries": len(hard), "hard_success": hard["success"].mean() if len(hard) else np.nan}
+    row |= {"hard_success_low": float(low), "hard_success_high": float(high)}
+    return row | found.cost()
+
+
+def arm_settings(arm: str) -> dict[str, Any]:
+    """Return the model settings of an arm written as cell-width, such as "gru-128"."""
+    cell, width = arm.split("-")
+    return {"cell": cell, "width": int(width), "tied": True}
+
+
+def watch(queries: Queries) -> Evaluate:
+    """Return an evaluation for the training history: loss and greedy metrics on `queries`."""
+
+    def evaluate(model) -> dict[str, float]:
+        where = next(model.parameters()).device
+        losses = [
+            (float(model.loss(batch_of(queries.rows.take(part), where))), int(queries.rows.hops[part].sum()))
+            for part in np.array_split(np.arange(len(queries)), max(1, len(queries) // 250))
+        ]
+        judged = queries.judge(queries.decode(search.greedy, model))
+        rates = judged[["legal", "arrives", "bounded_05", "success"]].mean().to_dict()
+        return {"valid_loss": sum(x * n for x, n in losses) / sum(n for _, n in losses), **rates}
+
+    return evaluate
+
+
+def train_arm(
+    size: Size,
+    dataset: Dataset,
+    label: str,
+    settings: TrainSettings,
+    model_settings: dict[str, Any],
+    evaluate: Evaluate | None = None,
+) -> Trained:
+    """Train (or load) one arm under a folder named after everything that decides its outcome."""
+    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
+    key = digest({"model": model_settings, "train": trained, "data": dataset.recipe.to_json()})
+    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{key}"
+    return train("rnn", dataset, folder, settings, model_settings, evaluate, device())
+
+
+def training_root(size: Size) -> Path:
+    """Return the folder that holds a size's training runs."""
+    return size.folder / "models"

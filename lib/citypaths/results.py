@@ -1,0 +1,177 @@
+"""The ledger: one JSON a run, one CSV of all rows, and the tables generated from it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from citypaths.files import DataFileError, atomic_write, lock, project_root, reports_dir, write_json
+from citypaths.sizes import SIZES, Size, digest, settings_of
+
+COLUMNS = (
+    "commit dirty notebook size seed graph orientation split regime model parameters method budget "
+    "training_flops inference_flops lookups expansions seconds_per_query device queries legal arrives "
+    "bounded_00 bounded_01 bounded_05 bounded_10 success success_low success_high optimal exact "
+    "hard_queries hard_success hard_success_low hard_success_high run"
+).split()
+REGIMES = ("closed_book", "checked", "open_map")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
+
+
+def record(
+    notebook: str, size: Size, seed: int, rows: list[dict[str, Any]], *, device: str = "cpu", **shared: Any
+) -> Path:
+    """Write a run's JSON and rebuild `reports/results.csv`; a rerun replaces its own rows.
+
+    Args:
+        rows: one dict a method, with the ledger's column names; `regime` is required.
+        shared: columns that all rows have in common.
+
+    Raises:
+        ValueError: an unknown column or regime, or a rate outside [0, 1].
+    """
+    git = {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(_git("status", "--porcelain"))}
+    names = {"notebook": notebook, "size": size.name, "seed": seed, "device": device, **git, **shared}
+    complete = [{**names, **row} for row in rows]
+    for row in complete:
+        _check(row)
+    changed = settings_of(size) != settings_of(SIZES[size.name])
+    run = f"{notebook}-{size.name}-seed{seed}" + (f"-{digest(settings_of(size))}" if changed else "")
+    body = {"run": run, "rows": [_plain(row) for row in complete], "settings": settings_of(size)}
+    body["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
+    path = reports_dir() / "runs" / f"{run}.json"
+    with lock(reports_dir() / "runs" / ".lock"):
+        write_json(path, body)
+        _write_csv()
+    return path
+
+
+def _check(row: dict[str, Any]) -> None:
+    unknown = set(row) - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"the ledger has no column {sorted(unknown)}; known: {', '.join(COLUMNS)}")
+    if row.get("regime") not in REGIMES:
+        raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
+    for name in ("legal", "arrives", "success", "hard_success"):
+        value = row.get(name)
+        if value is not None and not (math.isnan(value) or 0 <= value <= 1):
+            raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Native numbers; what is not a number is null, so that the file is strict JSON."""
+    plain = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+
+
+def _git(*words: str) -> str:
+    try:
+        command = ["git", "-C", str(project_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def load_results() -> pd.DataFrame:
+    """Return every row of every recorded run.
+
+    Raises:
+        DataFileError: a run's JSON is damaged; the message names it.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted((reports_dir() / "runs").glob("*.json")):
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            rows += [row | {"run": body["run"]} for row in body["rows"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataFileError(f"{path} is no recorded run ({error}): restore it or delete it") from error
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _write_csv() -> None:
+    with atomic_write(reports_dir() / "results.csv") as part:
+        load_results().to_csv(part, index=False, float_format="%.6g")
+
+
+def percent(value: float, low: float | None = None, high: float | None = None) -> str:
+    """Return a share as text, "41.3 % (39.0-43.6)" where bounds are given."""
+    if value is None or pd.isna(value):
+        return "-"
+    bounds = f" ({100 * low:.1f}-{100 * high:.1f})" if low is not None and not pd.isna(low) else ""
+    return f"{100 * value:.1f} %{bounds}"
+
+
+def quantity(value: float) -> str:
+    """Return a large number as text with three digits, such as 4.61 M."""
+    if value is None or pd.isna(value):
+        return "-"
+    for power, unit in ((12, " T"), (9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return ledger rows as a Markdown table for people: one line a method."""
+    lines = ["| method | model | regime | success | on the hard subset | FLOPs a query | look-ups | expansions |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in rows.to_dict("records"):
+        hard = (row["hard_success"], row["hard_success_low"], row["hard_success_high"])
+        cells = [row["method"], row["model"], row["regime"].replace("_", "-")]
+        cells += [percent(row["success"], row["success_low"], row["success_high"]), percent(*hard)]
+        cells += [quantity(row[c]) for c in ("inference_flops", "lookups", "expansions")]
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def baseline_table(size: str) -> str:
+    """Return the README's table of notebook 03 at a size: floors and greedy, beam, checked RNNs."""
+    rows = load_results()
+    rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
+    rows = rows[(rows["split"] == "uncontained") & (rows["run"] == f"03-rnn-baselines-{size}-seed0")]
+    if rows.empty:
+        return f"No run of `03-rnn-baselines` is recorded at size {size}."
+    head = f"{int(rows['queries'].max()):,} uncontained queries, {int(rows['hard_queries'].max()):,} hard."
+    return head + "\n\n" + table(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "baseline-small": lambda: baseline_table("small"),
+    "baseline-medium": lambda: baseline_table("medium"),
+}
+
+
+def fill_tables(text: str) -> str:
+    """Return Markdown with every `<!-- table NAME -->...<!-- end -->` part generated anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; known: {', '.join(TABLES)}")
+        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table ([\w-]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Generate the README's tables from the ledger (`python -m citypaths.results`)."""
+    readme = project_root() / "README.md"
+    filled = fill_tables(readme.read_text(encoding="utf-8"))
+    with atomic_write(readme) as part:
+        part.write_text(filled, encoding="utf-8")
+    sys.stderr.write(f"tables of {readme.name} generated from {reports_dir().name}/runs\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The one dial: which cities, how many paths, which models, how long, at each size."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from citypaths.files import data_dir
+
+SIX_STATES = ("NY", "NJ", "CT", "MA", "PA", "RI")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Everything a size decides.
+
+    Attributes:
+        states, most_populous: which contiguous places; `most_populous` keeps that many (0: all).
+        connected_km, orientation: the City DAG.
+        train, valid, test: goals for the number of paths in each part.
+        arms: models of notebook 03, as cell-width.
+        steps, batch_tokens, learning_rate: training of each arm.
+        waterfall, waterfall_arm, waterfall_steps: graph and training of "why 2021 failed".
+        queries: at most so many test queries for the costlier decoders.
+    """
+
+    name: str
+    states: tuple[str, ...] | None
+    connected_km: float
+    train: int
+    valid: int
+    test: int
+    arms: tuple[str, ...]
+    steps: int
+    waterfall: str
+    waterfall_arm: str
+    waterfall_steps: int
+    queries: int
+    most_populous: int = 0
+    orientation: str = "eastward"
+    batch_tokens: int = 2048
+    learning_rate: float = 8e-3
+
+    @property
+    def folder(self) -> Path:
+        """Where this size's data lives; other cities or counts live elsewhere."""
+        names = ("states", "most_populous", "connected_km", "orientation", "train", "valid", "test")
+        return data_dir() / f"{self.name}-{digest({n: getattr(self, n) for n in names})}"
+
+
+def digest(value: Any) -> str:
+    """Return 8 hexadecimal digits that name a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size(
+            "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
+            "tiny_two_way", "gru-32", 40, 200,
+        ),
+        Size(
+            "small", ("NC",), 30, 80_000, 1_000, 6_000, ("gru-64", "gru-128", "gru-256", "lstm-128"),
+            400, "small_two_way", "gru-64", 400, 1_000,
+        ),
+        Size(
+            "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
+            ("gru-64", "gru-128", "gru-256", "lstm-128"), 2_000, "replica", "gru-128", 1_000, 1_000,
+            learning_rate=6e-3,
+        ),
+        Size(
+            "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,
+            "replica", "gru-1024", 10_000, 2_000, batch_tokens=32_768, learning_rate=3e-3,
+        ),
+        Size(
+            "tiny_two_way", ("TN",), 30, 12_000, 400, 2_000, (), 0, "", "", 0, 200,
+            orientation="two_way",
+        ),
+        Size(
+            "small_two_way", ("NC",), 30, 80_000, 1_000, 6_000, (), 0, "", "", 0, 1_000,
+            orientation="two_way",
+        ),
+        Size(
+            "replica", None, 70, 500_000, 1_000, 6_000, (), 0, "", "", 0, 1_000, most_populous=4_134,
+            orientation="two_way",
+        ),
+    )
+}  # fmt: skip
+
+
+def get_size(name: str, overrides: dict[str, Any] | None = None) -> Size:
+    """Return a size, with some of its fields replaced by name.
+
+    Raises:
+        ValueError: an unknown size or field, or a value of another type; names what is near.
+    """
+    if name not in SIZES:
+        raise ValueError(f"size {name!r} is none of {', '.join(SIZES)}{_near(name, list(SIZES))}")
+    known = {field.name: getattr(SIZES[name], field.name) for field in fields(Size)}
+    changed = {}
+    for key, value in (overrides or {}).items():
+        if key not in known:
+            raise ValueError(f"no setting {key!r} in a size{_near(key, list(known))}; known: {', '.join(known)}")
+        changed[key] = _as_type_of(known[key], key, value)
+    return replace(SIZES[name], **changed)
+
+
+def _near(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=2)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _as_type_of(old: Any, key: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(old, bool | str) or old is None or value is None:
+        return value
+    if not isinstance(value, int | float):
+        raise ValueError(f"setting {key} is a number such as {old!r}, not {value!r}")
+    return type(old)(value)
+
+
+def settings_of(size: Size) -> dict[str, Any]:
+    """Return a size's fields as JSON-able values."""
+    return json.loads(json.dumps(asdict(size)))
