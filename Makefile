@@ -7,6 +7,7 @@ endif
 SIZE ?= small
 SEED ?= 0
 PYTHON ?= python3
+export OMP_WAIT_POLICY ?= PASSIVE
 
 PY := .venv/bin/python
 RUN := data/executed/$(SIZE)-seed$(SEED)

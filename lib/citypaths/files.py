@@ -18,7 +18,7 @@ class DataFileError(ValueError):
 
 
 def project_root() -> Path:
-    """Return the repository's folder: `CITYPATHS_HOME`, else this checkout, else the current one."""
+    """Return the repository: `CITYPATHS_HOME`, else this checkout, else the current folder."""
     if home := os.environ.get("CITYPATHS_HOME"):
         return Path(home)
     checkout = Path(__file__).resolve().parents[2]

@@ -36,7 +36,11 @@ class Found:
     def cost(self) -> dict[str, float]:
         """Return mean cost a query under the ledger's column names."""
         n = max(1, len(self.paths))
-        names = {"inference_flops": self.flops, "lookups": self.lookups, "expansions": self.expansions}
+        names = {
+            "inference_flops": self.flops,
+            "lookups": self.lookups,
+            "expansions": self.expansions,
+        }
         means = {name: float(np.sum(values)) / n for name, values in names.items()}
         return means | {"seconds_per_query": self.seconds / n}
 

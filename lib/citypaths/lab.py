@@ -1,4 +1,4 @@
-"""What the notebooks share: a size's graph, dataset and test queries, and how a method is scored."""
+"""What the notebooks share: a size's graph, dataset and queries, and how a method is scored."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def size_graph(size: Size, *, make: bool = False) -> CityGraph:
     return load_graph(path)
 
 
-def size_dataset(size: Size, graph: CityGraph, split: Split = "pair", *, make: bool = False) -> Dataset:
+def size_dataset(
+    size: Size, graph: CityGraph, split: Split = "pair", *, make: bool = False
+) -> Dataset:
     """Return a size's dataset for a split; with `make`, generate it when it is not whole."""
     folder = size.folder / f"spd-{split}-{graph.fingerprint[:8]}"
     try:
@@ -125,7 +127,10 @@ def ledger_row(judged: pd.DataFrame, found: Found) -> dict[str, Any]:
     row = summarise(judged).iloc[0].to_dict()
     hard = judged[judged["hard"]]
     low, high = wilson(hard["success"].sum(), len(hard))
-    row |= {"hard_queries": len(hard), "hard_success": hard["success"].mean() if len(hard) else np.nan}
+    row |= {
+        "hard_queries": len(hard),
+        "hard_success": hard["success"].mean() if len(hard) else np.nan,
+    }
     row |= {"hard_success_low": float(low), "hard_success_high": float(high)}
     return row | found.cost()
 
@@ -142,7 +147,10 @@ def watch(queries: Queries) -> Evaluate:
     def evaluate(model) -> dict[str, float]:
         where = next(model.parameters()).device
         losses = [
-            (float(model.loss(batch_of(queries.rows.take(part), where))), int(queries.rows.hops[part].sum()))
+            (
+                float(model.loss(batch_of(queries.rows.take(part), where))),
+                int(queries.rows.hops[part].sum()),
+            )
             for part in np.array_split(np.arange(len(queries)), max(1, len(queries) // 250))
         ]
         judged = queries.judge(queries.decode(search.greedy, model))

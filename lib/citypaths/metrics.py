@@ -97,7 +97,9 @@ def wilson(successes, count, z: float = 1.959964) -> tuple[np.ndarray, np.ndarra
 
 def summarise(judged: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Return queries, every rate, and success with its Wilson interval, overall or by group."""
-    groups = judged.groupby(by, observed=True) if by is not None else judged.groupby(lambda _: "all")
+    groups = (
+        judged.groupby(by, observed=True) if by is not None else judged.groupby(lambda _: "all")
+    )
     table = groups[[r for r in RATES if r in judged]].mean()
     table.insert(0, "queries", groups.size())
     table["success_low"], table["success_high"] = wilson(groups["success"].sum(), table["queries"])

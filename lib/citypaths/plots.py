@@ -1,8 +1,9 @@
-"""Figures: one style, one colour a model family, units on every axis, maps drawn by their cities."""
+"""Figures: one style, one colour a model family, units on every axis, maps drawn by cities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,14 +18,25 @@ from citypaths.metrics import wilson
 INK, FAINT, RED = "#22313f", "#b8c0c8", "#c0392b"
 FAMILY = {"gru": "#1f77b4", "lstm": "#e08214", "shortest": "#2a9d55", "floor": "#7f8c8d"}
 INTERVAL = "bars: 95 % Wilson intervals"
+LOSS = "validation loss (nats a hop)"
 
 
 def use_style() -> None:
     """Set the style of every figure."""
     sns.set_theme(style="ticks", context="notebook", palette="deep")
     look = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK}
-    look |= {"figure.figsize": (9, 4), "figure.dpi": 90, "savefig.bbox": "tight", "axes.titlesize": 12}
-    look |= {"axes.titlelocation": "left", "legend.frameon": False, "text.color": INK, "font.size": 11}
+    look |= {
+        "figure.figsize": (9, 4),
+        "figure.dpi": 90,
+        "savefig.bbox": "tight",
+        "axes.titlesize": 12,
+    }
+    look |= {
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "text.color": INK,
+        "font.size": 11,
+    }
     plt.rcParams.update(look)
 
 
@@ -48,14 +60,17 @@ def map_axes(graph: CityGraph, ax: Axes | None = None, width: float = 10.0) -> A
     return ax
 
 
-def draw_cities(graph: CityGraph, ax: Axes, values: np.ndarray | None = None, label: str = "", **options) -> None:
-    """Draw each city as a dot, sized by population; with `values`, coloured and with a colour bar."""
+def draw_cities(
+    graph: CityGraph, ax: Axes, values: np.ndarray | None = None, label: str = "", **options
+) -> None:
+    """Draw each city as a dot sized by population; `values` colour them, with a colour bar."""
     population = graph.cities["population"].to_numpy(float)
     scale = 4.0 if len(graph) < 2_000 else 0.6
     size = scale * (0.4 + np.sqrt(population / 5e4))
     order = np.argsort(values if values is not None else population)
     c = FAINT if values is None else values[order]
-    dots = ax.scatter(graph.lon[order], graph.lat[order], s=size[order], c=c, lw=0, **options)
+    style = {"s": size[order], "lw": 0} | ({"c": c} if "color" not in options else {}) | options
+    dots = ax.scatter(graph.lon[order], graph.lat[order], **style)
     if values is not None:
         plt.colorbar(dots, ax=ax, label=label, shrink=0.7, pad=0.02)
 
@@ -63,20 +78,25 @@ def draw_cities(graph: CityGraph, ax: Axes, values: np.ndarray | None = None, la
 def draw_edges(graph: CityGraph, ax: Axes, **options) -> None:
     """Draw every edge as a thin line."""
     a, b = graph.edge_sources, graph.indices
-    lines = np.stack([np.stack([graph.lon[a], graph.lat[a]], 1), np.stack([graph.lon[b], graph.lat[b]], 1)], 1)
+    place = np.stack([graph.lon, graph.lat], 1)
+    lines = np.stack([place[a], place[b]], 1)
     style = {"colors": FAINT, "linewidths": 0.3, "zorder": 0, "rasterized": True} | options
     ax.add_collection(LineCollection(lines, **style))
     ax.autoscale_view()
 
 
-def draw_path(graph: CityGraph, path: np.ndarray, ax: Axes, color=INK, label: str | None = None) -> None:
+def draw_path(
+    graph: CityGraph, path: np.ndarray, ax: Axes, color=INK, label: str | None = None
+) -> None:
     """Draw a path hop by hop; illegal hops are red and dashed."""
     path = np.asarray(path)
-    for i, (a, b) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(path)):
         legal = bool(graph.is_edge(a, b))
         style = {"color": color if legal else RED, "ls": "-" if legal else "--", "lw": 2}
         name = label if i == 0 else None
-        ax.plot(graph.lon[[a, b]], graph.lat[[a, b]], marker="o", ms=3, label=name, zorder=3, **style)
+        ax.plot(
+            graph.lon[[a, b]], graph.lat[[a, b]], marker="o", ms=3, label=name, zorder=3, **style
+        )
 
 
 def draw_ends(graph: CityGraph, source: int, target: int, ax: Axes) -> None:
@@ -84,10 +104,13 @@ def draw_ends(graph: CityGraph, source: int, target: int, ax: Axes) -> None:
     for city, mark in ((source, "o"), (target, "*")):
         ax.plot(graph.lon[city], graph.lat[city], mark, ms=11, mfc="white", mec=INK, zorder=4)
         spot = (graph.lon[city], graph.lat[city])
-        ax.annotate(str(graph.labels[city]), spot, xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
+        above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        ax.annotate(str(graph.labels[city]), spot, **above)
 
 
-def draw_route(graph: CityGraph, route: np.ndarray, shortest: np.ndarray, ax: Axes, title: str, color=INK) -> None:
+def draw_route(
+    graph: CityGraph, route: np.ndarray, shortest: np.ndarray, ax: Axes, title: str, color=INK
+) -> None:
     """Draw a model's route beside the shortest one, on the part of the map they cross."""
     map_axes(graph, ax)
     draw_edges(graph, ax)
@@ -105,8 +128,9 @@ def draw_route(graph: CityGraph, route: np.ndarray, shortest: np.ndarray, ax: Ax
 def loss_curves(histories: Mapping[str, pd.DataFrame], ax: Axes) -> None:
     """Draw validation loss against training tokens, one line a model."""
     for name, history in histories.items():
-        ax.plot(history["tokens"], history["valid_loss"], "o-", ms=4, color=colour(name, list(histories)), label=name)
-    ax.set(xscale="log", yscale="log", xlabel="training tokens", ylabel="validation loss (nats a hop)")
+        hue = colour(name, list(histories))
+        ax.plot(history["tokens"], history["valid_loss"], "o-", ms=4, color=hue, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="training tokens", ylabel=LOSS)
     ax.legend()
 
 
@@ -114,8 +138,9 @@ def metrics_along_training(history: pd.DataFrame, ax: Axes, title: str) -> None:
     """Draw each rate against the validation loss at which it was reached."""
     rates = {"arrives": "^", "legal": "s", "bounded_05": "d", "success": "o"}
     for rate, mark in rates.items():
-        ax.plot(history["valid_loss"], history[rate], mark + "-", ms=5, label=rate.replace("_05", " at 5 %"))
-    ax.set(xscale="log", xlabel="validation loss (nats a hop)", ylabel="share of queries", ylim=(-0.03, 1.03))
+        label = rate.replace("_05", " at 5 %")
+        ax.plot(history["valid_loss"], history[rate], mark + "-", ms=5, label=label)
+    ax.set(xscale="log", xlabel=LOSS, ylabel="share of queries", ylim=(-0.03, 1.03))
     ax.set_title(title)
     ax.invert_xaxis()
     ax.legend()
@@ -138,7 +163,9 @@ def success_by(judged: Mapping[str, pd.DataFrame], by: str, ax: Axes, xlabel: st
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def waterfall(labels: Sequence[str], values: Sequence[float], counts: Sequence[int], ax: Axes) -> None:
+def waterfall(
+    labels: Sequence[str], values: Sequence[float], counts: Sequence[int], ax: Axes
+) -> None:
     """Draw the share at each rung as a bar, its change from the rung before, and its interval."""
     values = np.asarray(values, float)
     low, high = wilson(values * np.asarray(counts), counts)
@@ -147,9 +174,12 @@ def waterfall(labels: Sequence[str], values: Sequence[float], counts: Sequence[i
     ax.barh(y, values, color=FAINT, height=0.7)
     gain = np.where(values >= before, FAMILY["gru"], RED)
     ax.barh(y, np.abs(values - before), left=np.minimum(values, before), color=gain, height=0.7)
-    ax.errorbar(values, y, xerr=np.abs([values - low, high - values]), fmt="none", ecolor=INK, capsize=3)
+    ax.errorbar(
+        values, y, xerr=np.abs([values - low, high - values]), fmt="none", ecolor=INK, capsize=3
+    )
     for i, value in enumerate(values):
-        ax.annotate(f"{100 * value:.1f} %", (high[i], i), xytext=(6, 0), textcoords="offset points", va="center")
+        beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(f"{100 * value:.1f} %", (high[i], i), **beside)
     ax.set_yticks(y, labels)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.12), xlabel=f"share of queries ({INTERVAL})")

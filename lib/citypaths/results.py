@@ -19,17 +19,55 @@ from citypaths.files import DataFileError, atomic_write, lock, project_root, rep
 from citypaths.sizes import SIZES, Size, digest, settings_of
 
 COLUMNS = (
-    "commit dirty notebook size seed graph orientation split regime model parameters method budget "
-    "training_flops inference_flops lookups expansions seconds_per_query device queries legal arrives "
-    "bounded_00 bounded_01 bounded_05 bounded_10 success success_low success_high optimal exact "
-    "hard_queries hard_success hard_success_low hard_success_high run"
-).split()
+    "commit",
+    "dirty",
+    "notebook",
+    "size",
+    "seed",
+    "graph",
+    "orientation",
+    "split",
+    "regime",
+    "model",
+    "parameters",
+    "method",
+    "budget",
+    "training_flops",
+    "inference_flops",
+    "lookups",
+    "expansions",
+    "seconds_per_query",
+    "device",
+    "queries",
+    "legal",
+    "arrives",
+    "bounded_00",
+    "bounded_01",
+    "bounded_05",
+    "bounded_10",
+    "success",
+    "success_low",
+    "success_high",
+    "optimal",
+    "exact",
+    "hard_queries",
+    "hard_success",
+    "hard_success_low",
+    "hard_success_high",
+    "run",
+)
 REGIMES = ("closed_book", "checked", "open_map")
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 
 
 def record(
-    notebook: str, size: Size, seed: int, rows: list[dict[str, Any]], *, device: str = "cpu", **shared: Any
+    notebook: str,
+    size: Size,
+    seed: int,
+    rows: list[dict[str, Any]],
+    *,
+    device: str = "cpu",
+    **shared: Any,
 ) -> Path:
     """Write a run's JSON and rebuild `reports/results.csv`; a rerun replaces its own rows.
 
@@ -40,13 +78,25 @@ def record(
     Raises:
         ValueError: an unknown column or regime, or a rate outside [0, 1].
     """
-    git = {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(_git("status", "--porcelain"))}
-    names = {"notebook": notebook, "size": size.name, "seed": seed, "device": device, **git, **shared}
+    git = {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain")),
+    }
+    names = {
+        "notebook": notebook,
+        "size": size.name,
+        "seed": seed,
+        "device": device,
+        **git,
+        **shared,
+    }
     complete = [{**names, **row} for row in rows]
     for row in complete:
         _check(row)
     changed = settings_of(size) != settings_of(SIZES[size.name])
-    run = f"{notebook}-{size.name}-seed{seed}" + (f"-{digest(settings_of(size))}" if changed else "")
+    run = f"{notebook}-{size.name}-seed{seed}" + (
+        f"-{digest(settings_of(size))}" if changed else ""
+    )
     body = {"run": run, "rows": [_plain(row) for row in complete], "settings": settings_of(size)}
     body["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
@@ -72,7 +122,9 @@ def _check(row: dict[str, Any]) -> None:
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Native numbers; what is not a number is null, so that the file is strict JSON."""
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()
+    }
 
 
 def _git(*words: str) -> str:
@@ -95,7 +147,9 @@ def load_results() -> pd.DataFrame:
             body = json.loads(path.read_text(encoding="utf-8"))
             rows += [row | {"run": body["run"]} for row in body["rows"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataFileError(f"{path} is no recorded run ({error}): restore it or delete it") from error
+            raise DataFileError(
+                f"{path} is no recorded run ({error}): restore it or delete it"
+            ) from error
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -124,8 +178,8 @@ def quantity(value: float) -> str:
 
 def table(rows: pd.DataFrame) -> str:
     """Return ledger rows as a Markdown table for people: one line a method."""
-    lines = ["| method | model | regime | success | on the hard subset | FLOPs a query | look-ups | expansions |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    names = "method model regime success hard-subset FLOPs look-ups expansions"
+    lines = ["| " + names.replace(" ", " | ") + " |", "|---" * 8 + "|"]
     for row in rows.to_dict("records"):
         hard = (row["hard_success"], row["hard_success_low"], row["hard_success_high"])
         cells = [row["method"], row["model"], row["regime"].replace("_", "-")]
@@ -139,10 +193,13 @@ def baseline_table(size: str) -> str:
     """Return the README's table of notebook 03 at a size: floors and greedy, beam, checked RNNs."""
     rows = load_results()
     rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
-    rows = rows[(rows["split"] == "uncontained") & (rows["run"] == f"03-rnn-baselines-{size}-seed0")]
+    rows = rows[
+        (rows["split"] == "uncontained") & (rows["run"] == f"03-rnn-baselines-{size}-seed0")
+    ]
     if rows.empty:
         return f"No run of `03-rnn-baselines` is recorded at size {size}."
-    head = f"{int(rows['queries'].max()):,} uncontained queries, {int(rows['hard_queries'].max()):,} hard."
+    count, hard = (int(rows[c].max()) for c in ("queries", "hard_queries"))
+    head = f"{count:,} uncontained queries, {hard:,} of them hard."
     return head + "\n\n" + table(rows)
 
 

@@ -49,7 +49,14 @@ def greedy(model: PathModel, source, target, max_hops: int, **options) -> Found:
 
 
 def sample(
-    model: PathModel, source, target, max_hops: int, *, temperature: float = 1.0, seed: int = 0, **options
+    model: PathModel,
+    source,
+    target,
+    max_hops: int,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    **options,
 ) -> Found:
     """Draw every city from the model's distribution at `temperature` (Gumbel-max trick).
 
@@ -89,7 +96,9 @@ def _in_batches(
         raise ValueError(f"max_hops is at least 1, not {max_hops}")
     began, device, was_training = time.perf_counter(), _device(model), model.training
     moves = Moves.of(checked_by, device) if checked_by is not None else None
-    source, target = (torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target))
+    source, target = (
+        torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)
+    )
     model.eval()
     with torch.inference_mode():
         parts = [

@@ -65,8 +65,9 @@ SIZES = {
             "tiny_two_way", "gru-32", 40, 200,
         ),
         Size(
-            "small", ("NC",), 30, 80_000, 1_000, 6_000, ("gru-64", "gru-128", "gru-256", "lstm-128"),
-            400, "small_two_way", "gru-64", 400, 1_000,
+            "small", ("NC",), 30, 80_000, 1_000, 6_000,
+            ("gru-64", "gru-128", "gru-256", "lstm-128"), 400,
+            "small_two_way", "gru-64", 400, 1_000,
         ),
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
@@ -86,8 +87,8 @@ SIZES = {
             orientation="two_way",
         ),
         Size(
-            "replica", None, 70, 500_000, 1_000, 6_000, (), 0, "", "", 0, 1_000, most_populous=4_134,
-            orientation="two_way",
+            "replica", None, 70, 500_000, 1_000, 6_000, (), 0, "", "", 0, 1_000,
+            most_populous=4_134, orientation="two_way",
         ),
     )
 }  # fmt: skip
@@ -105,7 +106,9 @@ def get_size(name: str, overrides: dict[str, Any] | None = None) -> Size:
     changed = {}
     for key, value in (overrides or {}).items():
         if key not in known:
-            raise ValueError(f"no setting {key!r} in a size{_near(key, list(known))}; known: {', '.join(known)}")
+            raise ValueError(
+                f"no setting {key!r} in a size{_near(key, list(known))}; known: {', '.join(known)}"
+            )
         changed[key] = _as_type_of(known[key], key, value)
     return replace(SIZES[name], **changed)
 

@@ -31,7 +31,9 @@ class Sample:
     trees: Trees
 
 
-def draw_sample(graph: CityGraph, queries: int = 10_000, targets: int = 64, seed: int = 0) -> Sample:
+def draw_sample(
+    graph: CityGraph, queries: int = 10_000, targets: int = 64, seed: int = 0
+) -> Sample:
     """Draw `targets` cities at random and about `queries` reachable queries that end at them."""
     draw = unit_hash(seed, np.arange(len(graph)), 0x73757276)
     trees = shortest_path_trees(graph, np.sort(np.argsort(draw)[:targets]))

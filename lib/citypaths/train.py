@@ -66,7 +66,11 @@ class TrainSettings:
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (self.steps - warm + 1)))
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * (step - warm) / (self.steps - warm + 1)))
+        )
 
     def evaluation_steps(self) -> list[int]:
         """Return the numbers of finished steps after which to evaluate."""
@@ -111,7 +115,9 @@ def train(
         run.resume()
         run.go()
     history = pd.DataFrame(run.history)
-    return Trained(model, history, run.step, training_flops(model, run.tokens, run.extra), run.seconds)
+    return Trained(
+        model, history, run.step, training_flops(model, run.tokens, run.extra), run.seconds
+    )
 
 
 class _Run:
@@ -185,11 +191,11 @@ class _Run:
 
     def _check(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(self.trouble)):
-            kept = "the last good checkpoint is kept" if self._file.exists() else "none was saved yet"
+            kept = "the last good checkpoint is kept" if self._file.exists() else "none was saved"
+            rate, clip = self.settings.learning_rate, self.settings.clip
             raise Diverged(
-                f"{self.folder.name}: loss {loss.item():.4g} at step {self.step} is not finite or had "
-                f"no finite gradient; {kept}. Lower learning_rate ({self.settings.learning_rate:g}) "
-                f"or clip ({self.settings.clip:g})."
+                f"{self.folder.name}: the loss ({loss.item():.4g}) or a gradient is not finite "
+                f"at step {self.step}; {kept}. Lower learning_rate ({rate:g}) or clip ({clip:g})."
             )
 
     def _evaluate(self, loss: Tensor) -> None:
@@ -217,7 +223,9 @@ class _Run:
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        counters = {k: getattr(self, k) for k in ("step", "tokens", "seconds", "finished", "history")}
+        counters = {
+            k: getattr(self, k) for k in ("step", "tokens", "seconds", "finished", "history")
+        }
         head = {"identity": self.identity, "position": self.batches.position, **counters}
         with atomic_write(self._file) as part:
             copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -231,7 +239,8 @@ class _Run:
         head, tensors = read_checkpoint(self._file)
         if head["identity"] != json.loads(json.dumps(self.identity)):
             raise DataFileError(
-                f"{self._file} was trained with other settings or data: delete {self.folder} to train anew"
+                f"{self._file} was trained with other settings or data: "
+                f"delete {self.folder} to train anew"
             )
         load_weights(self.model, tensors)
         for name, parameter in self.model.named_parameters():
@@ -267,7 +276,9 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     except FileNotFoundError:
         raise DataFileError(f"{path} is missing: train the model first") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise DataFileError(f"{path} is no whole checkpoint ({error}): delete it to train anew") from error
+        raise DataFileError(
+            f"{path} is no whole checkpoint ({error}): delete it to train anew"
+        ) from error
 
 
 @torch.no_grad()

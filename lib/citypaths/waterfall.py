@@ -83,7 +83,9 @@ def decode(rung: Rung, queries: Queries, trained: Trained) -> Found:
     return queries.decode(decoder, trained.model, **options)
 
 
-def climb(size: Size, graph: CityGraph, arm: dict[str, Any], settings: TrainSettings) -> pd.DataFrame:
+def climb(
+    size: Size, graph: CityGraph, arm: dict[str, Any], settings: TrainSettings
+) -> pd.DataFrame:
     """Train what the rungs need and return one row a rung: its label, metric, value and ledger row.
 
     `graph` is the size's two-way graph with exact lengths; every rung is judged on the graph, the

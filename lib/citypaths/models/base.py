@@ -119,13 +119,17 @@ def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: i
     elif kind == "periodic":
         place = np.stack([graph.lon, graph.lat], 1)
         place = (place - place.min(0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
-        angle = (math.pi * 2.0 ** np.arange(max(1, width // 4)) * place[..., None]).reshape(len(graph), -1)
+        angle = (math.pi * 2.0 ** np.arange(max(1, width // 4)) * place[..., None]).reshape(
+            len(graph), -1
+        )
         features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
     elif kind == "fourier":
         angle = flat @ random.normal(0, 4, (3, max(1, width // 2)))
         features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
     else:
-        raise ValueError(f"coordinates are none, raw, place_cells, periodic or fourier, not {kind!r}")
+        raise ValueError(
+            f"coordinates are none, raw, place_cells, periodic or fourier, not {kind!r}"
+        )
     return torch.as_tensor(features, dtype=torch.float32)
 
 
@@ -153,8 +157,12 @@ class CityInput(nn.Module):
             raise ValueError("a model without ids needs coordinates")
         self.every_step = endpoints == "every_step"
         self.embedding = nn.Embedding(len(graph), width) if ids else None
-        self.register_buffer("place", coordinate_features(graph, coordinates, width), persistent=False)
-        self.locate = nn.Linear(self.place.shape[1], width, bias=False) if self.place.shape[1] else None
+        self.register_buffer(
+            "place", coordinate_features(graph, coordinates, width), persistent=False
+        )
+        self.locate = (
+            nn.Linear(self.place.shape[1], width, bias=False) if self.place.shape[1] else None
+        )
         self.as_target = nn.Linear(width, width, bias=False)
         self.flops = 2 * width * self.place.shape[1]
         self.goal_flops = self.flops + 2 * width * width
@@ -185,7 +193,9 @@ class Head(nn.Module):
     With `tied` the output vectors are the input embedding's. Returns log-probabilities when mixed.
     """
 
-    def __init__(self, width: int, cities: int, softmaxes: int = 1, tied: nn.Embedding | None = None):
+    def __init__(
+        self, width: int, cities: int, softmaxes: int = 1, tied: nn.Embedding | None = None
+    ):
         super().__init__()
         self.softmaxes = softmaxes
         inner = tied.embedding_dim if tied is not None else width
@@ -193,7 +203,9 @@ class Head(nn.Module):
         if tied is not None:
             self.out.weight = tied.weight
         nn.init.zeros_(self.out.bias)
-        self.project = nn.Linear(width, inner * softmaxes) if softmaxes > 1 or tied is not None else None
+        self.project = (
+            nn.Linear(width, inner * softmaxes) if softmaxes > 1 or tied is not None else None
+        )
         self.gate = nn.Linear(width, softmaxes, bias=False) if softmaxes > 1 else None
         self.flops = 2 * inner * cities * softmaxes
         if self.project is not None:
