@@ -181,14 +181,33 @@ def best_first(
     return _found(Paths(tokens, offsets), spent, began)
 
 
+def hop_use(graph: CityGraph, paths: list[Paths]) -> np.ndarray:
+    """Return how many of `paths` take each edge, int64 [edges]."""
+    counts = np.zeros(len(graph.indices), np.int64)
+    for part in paths:
+        at, _ = _edges_of(graph, part)
+        counts += np.bincount(at[at >= 0], minlength=len(counts))
+    return counts
+
+
+def rarest_hop(graph: CityGraph, use: np.ndarray, paths: Paths) -> np.ndarray:
+    """Return the least `use` among the hops of each legal path, int64 [paths]."""
+    at, row = _edges_of(graph, paths)
+    rarest = np.full(len(paths), np.iinfo(np.int64).max)
+    np.minimum.at(rarest, row, use[at])
+    return rarest
+
+
+def _edges_of(graph: CityGraph, paths: Paths) -> tuple[np.ndarray, np.ndarray]:
+    """The edge of every hop (-1: none) and the path it belongs to."""
+    row = np.repeat(np.arange(len(paths)), paths.lengths)
+    inner = row[:-1] == row[1:]
+    return graph.edge_index(paths.tokens[:-1], paths.tokens[1:])[inner], row[:-1][inner]
+
+
 def stored_hops(graph: CityGraph, paths: list[Paths]) -> CityGraph:
     """Return the graph of only those edges that some of `paths` used: a memorizer's map."""
-    used = np.zeros(len(graph.indices), bool)
-    for part in paths:
-        at = graph.edge_index(part.tokens[:-1], part.tokens[1:])
-        inner = np.ones(max(0, len(part.tokens) - 1), bool)
-        inner[part.offsets[1:-1] - 1] = False
-        used[at[inner & (at >= 0)]] = True
+    used = hop_use(graph, paths) > 0
     kept = np.concatenate([[0], np.cumsum(used)])
     return replace(graph, indptr=kept[graph.indptr], indices=graph.indices[used], km=graph.km[used])
 

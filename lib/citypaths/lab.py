@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from citypaths import search
 from citypaths.batches import batch_of
 from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
-from citypaths.files import DataFileError
+from citypaths.files import DataFileError, atomic_write, reports_dir
 from citypaths.floors import Found, walk
 from citypaths.graph import CityGraph, build_graph, load_graph
 from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
@@ -175,6 +174,31 @@ def train_arm(
     return train("rnn", dataset, folder, settings, model_settings, evaluate, device())
 
 
-def training_root(size: Size) -> Path:
-    """Return the folder that holds a size's training runs."""
-    return size.folder / "models"
+def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
+    """Return one row an arm: parameters, training FLOPs and seconds, and its last evaluation."""
+    rows = {
+        name: {
+            "parameters": trained.model.parameters_count,
+            "training FLOPs": trained.training_flops,
+            "seconds": trained.seconds,
+            **trained.history.iloc[-1][["valid_loss", "legal", "arrives", "success"]],
+        }
+        for name, trained in arms.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def faults(judged: pd.DataFrame) -> pd.DataFrame:
+    """Return how many of the queries without success show each first fault, and its share."""
+    failed = judged[~judged["success"]]
+    late = np.where(failed["arrives"], "legal, but too long", "legal, but ends elsewhere")
+    kinds = failed["illegal"].where(failed["illegal"] != "", late)
+    counts = kinds.str.replace("_", " ").value_counts().to_frame("queries")
+    return counts.assign(share=counts["queries"] / max(1, len(failed)))
+
+
+def save_figure(figure: Any, name: str) -> None:
+    """Save a matplotlib figure as `reports/figures/NAME.png`."""
+    path = reports_dir() / "figures" / f"{name}.png"
+    with atomic_write(path) as part:
+        figure.savefig(part, format="png", dpi=90)

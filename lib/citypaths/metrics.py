@@ -57,7 +57,7 @@ def judge(
     reached = frame["legal"] & frame["arrives"]
     frame["success"] = reached & frame["bounded_05"]
     frame["optimal"] = reached & (frame["ratio"] <= 1 + OPTIMAL_SLACK)
-    frame["exact"] = _same(ids, reference.padded(), n) if reference is not None else False
+    frame["exact"] = _same(paths, reference) if reference is not None else False
     return frame
 
 
@@ -65,7 +65,7 @@ def _illegality(graph: CityGraph, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """0 legal, 1 not a city, 2 too far, 3 near enough but against the orientation, [n, hops]."""
     inside = (a >= 0) & (a < len(graph)) & (b >= 0) & (b < len(graph))
     backwards = graph.is_edge(b, a) | (a == b)
-    kind = np.where(backwards, 3, np.where(inside, 2, 1))
+    kind = np.where(inside, np.where(backwards, 3, 2), 1)
     return np.where(graph.is_edge(a, b), 0, kind)
 
 
@@ -78,10 +78,12 @@ def _length_mm(graph: CityGraph, a, b, kind, real) -> np.ndarray:
     return np.where(real, np.where(at >= 0, edge, flight), 0.0)
 
 
-def _same(ids: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
-    width = max(ids.shape[1], other.shape[1])
-    wide = [np.concatenate([x, np.full((n, width - x.shape[1]), PAD)], 1) for x in (ids, other)]
-    return (wide[0] == wide[1]).all(1)
+def _same(paths: Paths, others: Paths) -> np.ndarray:
+    """Whether each path is the other one, id by id, bool [n]."""
+    rows = np.flatnonzero(paths.lengths == others.lengths)
+    same = np.zeros(len(paths), bool)
+    same[rows] = (paths.take(rows).padded() == others.take(rows).padded()).all(1)
+    return same
 
 
 def wilson(successes, count, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +118,13 @@ def by_hops(hops: np.ndarray) -> pd.Categorical:
     present = np.unique(group)
     codes = np.searchsorted(present, group)
     return pd.Categorical.from_codes(codes, [names[i] for i in present], ordered=True)
+
+
+def by_count(count: np.ndarray) -> pd.Categorical:
+    """Return each query's group by a count, in decades: 0, 1-9, 10-99, 100-999, 1,000 and more."""
+    names = ["0", "1-9", "10-99", "100-999", "1,000+"]
+    codes = np.searchsorted([1, 10, 100, 1000], count, side="right")
+    return pd.Categorical.from_codes(codes, names, ordered=True)
 
 
 def by_detour(ratio: np.ndarray) -> pd.Categorical:

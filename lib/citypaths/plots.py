@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import NullFormatter
 
 from citypaths.graph import CityGraph
 from citypaths.metrics import wilson
@@ -47,6 +48,12 @@ def colour(model: str, models: Sequence[str] = ()) -> tuple[float, float, float]
     rank = (kin.index(model) + 1) / len(kin) if model in kin else 1.0
     base = np.array(sns.color_palette([FAMILY.get(family, INK)])[0])
     return tuple(1 - (1 - base) * (0.35 + 0.65 * rank))
+
+
+def plain_log_ticks(ax: Axes, values: Sequence[float]) -> None:
+    """Label a logarithmic x axis at the values themselves."""
+    ax.set_xticks(list(values), [f"{value:,.0f}" for value in values])
+    ax.minorticks_off()
 
 
 def map_axes(graph: CityGraph, ax: Axes | None = None, width: float = 10.0) -> Axes:
@@ -131,6 +138,7 @@ def loss_curves(histories: Mapping[str, pd.DataFrame], ax: Axes) -> None:
         hue = colour(name, list(histories))
         ax.plot(history["tokens"], history["valid_loss"], "o-", ms=4, color=hue, label=name)
     ax.set(xscale="log", yscale="log", xlabel="training tokens", ylabel=LOSS)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend()
 
 

@@ -99,6 +99,8 @@ def _in_batches(
     source, target = (
         torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)
     )
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
     model.eval()
     with torch.inference_mode():
         parts = [
@@ -140,42 +142,104 @@ def _rollout(model: PathModel, source, target, max_hops, *, moves, noise):
 
 
 def _beam(model: PathModel, source, target, max_hops, *, moves, width):
-    """`width` paths a query, ranked by log-probability; finished ones wait at the target."""
-    queries = len(source)
-    wide = torch.arange(queries, device=source.device).repeat_interleave(width)
-    goal = target[wide].view(queries, width)
-    city = source[wide].view(queries, width)
-    state = model.reorder(model.start(source, target), wide)
-    out = source.new_full((queries, width, max_hops + 1), -1)
-    out[:, :, 0] = city
-    total = torch.full((queries, width), NEVER, device=source.device)
-    total[:, 0] = 0.0
-    steps, lookups = torch.zeros_like(source), torch.zeros_like(source, dtype=torch.float64)
-    rows = torch.arange(queries, device=source.device)[:, None]
+    """`width` paths a query, ranked by log-probability; finished ones wait at the target.
+
+    Log-probabilities only fall, so a path below the best finished one is given up, which changes no
+    result; queries without a path in progress leave the batch at the next look.
+    """
+    beams = _Beams.start(model, source, target, max_hops, width)
+    done = []
     for t in range(1, max_hops + 1):
-        alive = (city != goal) & (total > NEVER)
-        if (t - 1) % SYNC_EVERY == 0 and not bool(alive.any()):
-            break
-        logits, state = model.step(city.flatten(), state)
-        log_p = torch.log_softmax(logits.float(), -1)
-        steps += alive.sum(1)
-        scores = total[..., None] + log_p.view(queries, width, -1)
+        if (t - 1) % SYNC_EVERY == 0:
+            done.append(beams.leave(model, beams.alive.any(1)))
+            if not len(beams.query):
+                break
+        beams.advance(model, moves, t)
+    done.append(beams.leave(model, torch.zeros_like(beams.query, dtype=torch.bool)))
+    query, out, steps, lookups = (torch.cat(parts) for parts in zip(*done, strict=True))
+    order = query.argsort()
+    columns = (out, (out >= 0).sum(1), steps, lookups)
+    return tuple(column[order].cpu().numpy() for column in columns)
+
+
+@dataclass
+class _Beams:
+    """The beams of the queries still in progress; `out` [Q, W, hops + 1], `total` [Q, W] log p."""
+
+    query: Tensor
+    goal: Tensor
+    city: Tensor
+    total: Tensor
+    out: Tensor
+    steps: Tensor
+    lookups: Tensor
+    state: object
+
+    @classmethod
+    def start(cls, model: PathModel, source, target, max_hops: int, width: int) -> _Beams:
+        queries = len(source)
+        query = torch.arange(queries, device=source.device)
+        wide = query.repeat_interleave(width)
+        city, goal = source[wide].view(queries, width), target[wide].view(queries, width)
+        out = source.new_full((queries, width, max_hops + 1), -1)
+        out[:, :, 0] = city
+        total = torch.full((queries, width), NEVER, device=source.device)
+        total[:, 0] = 0.0
+        steps, lookups = torch.zeros_like(source), torch.zeros_like(source, dtype=torch.float64)
+        state = model.reorder(model.start(source, target), wide)
+        return cls(query, goal, city, total, out, steps, lookups, state)
+
+    @property
+    def arrived(self) -> Tensor:
+        return self.city == self.goal
+
+    @property
+    def alive(self) -> Tensor:
+        best = self.total.masked_fill(~self.arrived, NEVER).amax(1, keepdim=True)
+        return ~self.arrived & (self.total > best)
+
+    def leave(self, model: PathModel, stay: Tensor) -> tuple[Tensor, ...]:
+        """Drop queries that do not `stay` [Q]; return their ids, best paths, steps, look-ups."""
+        rank = torch.where(self.arrived, self.total, self.total - 1e6)
+        best = self.out[torch.arange(len(rank), device=rank.device), rank.argmax(1)]
+        gone = tuple(x[~stay] for x in (self.query, best, self.steps, self.lookups))
+        width = self.city.shape[1]
+        rows = stay.nonzero() * width + torch.arange(width, device=stay.device)
+        self.state = model.reorder(self.state, rows.flatten())
+        for name in ("query", "goal", "city", "total", "out", "steps", "lookups"):
+            setattr(self, name, getattr(self, name)[stay])
+        return gone
+
+    def advance(self, model: PathModel, moves: Moves | None, t: int) -> None:
+        """Take one step on all beams at once and keep the most probable of what they lead to."""
+        queries, width = self.city.shape
+        alive = self.alive
+        self.steps += alive.sum(1)
+        logits, self.state = model.step(self.city.flatten(), self.state)
+        log_p = torch.log_softmax(logits.float(), -1).view(queries, width, -1)
+        scores = self.total[..., None] + log_p
         scores = scores.masked_fill(~alive[..., None], NEVER)
         legal = scores
         if moves is not None:
-            legal = moves.mask(city.flatten(), scores.flatten(0, 1)).view_as(scores)
-        waiting = torch.where((city == goal), total, NEVER)
-        pool = torch.cat([legal.flatten(1), waiting], 1)
-        total, pick = pool.topk(width, dim=1)
+            legal = moves.mask(self.city.flatten(), scores.flatten(0, 1)).view_as(scores)
+        waiting = self.total.masked_fill(~self.arrived, NEVER)
+        self.total, pick = torch.cat([legal.flatten(1), waiting], 1).topk(width, dim=1)
         if moves is not None:
-            tried = (scores.flatten(1) >= total[:, -1:]) & (scores.flatten(1) > NEVER)
-            lookups += tried.sum(1)
-        waits = pick >= scores[0].numel()
-        parent = torch.where(waits, pick - scores[0].numel(), pick // scores.shape[2])
-        state = model.reorder(state, (rows * width + parent).flatten())
-        out = out[rows, parent]
-        city = torch.where(waits, city[rows, parent], pick % scores.shape[2])
-        out[:, :, t] = torch.where(waits | (total == NEVER), -1, city)
-    best = torch.where(city == goal, total, total - 1e6).argmax(1)
-    out = out[rows[:, 0], best]
-    return tuple(x.cpu().numpy() for x in (out, (out >= 0).sum(1), steps, lookups))
+            tried = (scores >= self.total[:, -1:, None]) & (scores > NEVER)
+            self.lookups += tried.sum((1, 2))
+        self._follow(model, pick, scores.shape[2], t)
+
+    def _follow(self, model: PathModel, pick: Tensor, cities: int, t: int) -> None:
+        """Move to the picked continuations, [Q, W] positions in beams x cities, then waiting beams.
+
+        A beam without a continuation keeps its path, for the case that no beam has one.
+        """
+        queries, width = pick.shape
+        rows = torch.arange(queries, device=pick.device)[:, None]
+        waits, lost = pick >= width * cities, self.total == NEVER
+        parent = torch.where(waits, pick - width * cities, pick // cities)
+        parent = torch.where(lost, torch.arange(width, device=pick.device), parent)
+        self.state = model.reorder(self.state, (rows * width + parent).flatten())
+        self.goal, self.out = self.goal[rows, parent], self.out[rows, parent]
+        self.city = torch.where(waits | lost, self.city[rows, parent], pick % cities)
+        self.out[:, :, t] = torch.where(waits | lost, -1, self.city)

@@ -67,12 +67,12 @@ SIZES = {
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 400,
-            "small_two_way", "gru-64", 400, 1_000,
+            "small_two_way", "gru-64", 400, 1_000, learning_rate=1.2e-2,
         ),
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
-            ("gru-64", "gru-128", "gru-256", "lstm-128"), 2_000, "replica", "gru-128", 1_000, 1_000,
-            learning_rate=6e-3,
+            ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
+            "replica", "gru-64", 800, 1_000, batch_tokens=4_096,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -227,13 +228,17 @@ class _Run:
             k: getattr(self, k) for k in ("step", "tokens", "seconds", "finished", "history")
         }
         head = {"identity": self.identity, "position": self.batches.position, **counters}
+        # The history goes first: beside a finished checkpoint, which is final, it is whole.
+        write_json(self.folder / "history.json", {**head, "position": list(self.batches.position)})
         with atomic_write(self._file) as part:
             copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            head["sha256"] = _digest(head, copies)
             save_file(copies, part, metadata={"run": json.dumps(head)})
-        write_json(self.folder / "history.json", {**head, "position": list(self.batches.position)})
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one."""
+        for stale in self.folder.glob(".*.part"):  # of a run that was killed: the lock is ours
+            stale.unlink()
         if not self._file.exists():
             return
         head, tensors = read_checkpoint(self._file)
@@ -263,16 +268,29 @@ def _weights(model: PathModel) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | buffers
 
 
+def _digest(head: dict, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of everything in a checkpoint: safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Return a checkpoint's head and its tensors on the CPU.
 
     Raises:
-        DataFileError: the file is missing, truncated, or no checkpoint of this package.
+        DataFileError: the file is missing, damaged, or no checkpoint of this package.
     """
     try:
         with safe_open(path, framework="pt") as file:
             head = json.loads(file.metadata()["run"])
-            return head, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            checksum = head.pop("sha256", None)
+            if checksum not in (None, _digest(head, tensors)):  # None: written by an older version
+                raise ValueError("it fails its checksum")
+            return head, tensors
     except FileNotFoundError:
         raise DataFileError(f"{path} is missing: train the model first") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:

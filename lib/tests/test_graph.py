@@ -93,6 +93,17 @@ def test_great_circle_of_known_cities():
     assert great_circle_km(*new_york, *los_angeles) == pytest.approx(3935.75, abs=0.05)
 
 
+def test_great_circle_does_not_depend_on_the_company_of_a_pair():
+    rng = np.random.default_rng(0)
+    lat_a, lon_a = rng.uniform(-60, 60, (2, 1003))
+    lat_b, lon_b = lat_a + rng.normal(size=1003), lon_a + rng.normal(size=1003)
+    km = great_circle_km(lat_a, lon_a, lat_b, lon_b)
+    for start, size in [(0, 1), (7, 1), (500, 3), (991, 12), (3, 1000)]:
+        some = slice(start, start + size)
+        alone = great_circle_km(lat_a[some], lon_a[some], lat_b[some], lon_b[some])
+        np.testing.assert_array_equal(alone, km[some])
+
+
 def test_great_circle_broadcasts():
     lat, lon = np.array([10.0, 20.0, 30.0]), np.array([-5.0, 0.0, 5.0])
     table = great_circle_km(lat[:, None], lon[:, None], lat, lon)
@@ -217,7 +228,8 @@ def test_edges_cross_the_pole(place):
 @given(st.floats(-80, 80), longitudes, st.floats(1e-8, 50), st.floats(0, 6.28))
 def test_a_pair_exactly_at_the_connected_distance_is_joined(place, lat, lon, size, angle):
     points = [(lat, lon), (lat + size * np.sin(angle) / 10, lon + size * np.cos(angle))]
-    km = float(great_circle_km(*points[0], *points[1]))
+    corners = np.array(points)[:, :, None]  # arrays, for scalars may round otherwise
+    km = float(great_circle_km(*corners[0], *corners[1])[0])
     assume(0 < km < HALF_WAY_ROUND)
     assert len(build_graph(place(points), km).indices) == 1
     assert len(build_graph(place(points), np.nextafter(km, 0)).indices) == 0

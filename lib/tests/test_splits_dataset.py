@@ -26,7 +26,7 @@ from citypaths.dataset import (
     open_dataset,
     recipe_digest,
 )
-from citypaths.files import DataFileError, lock, read_json, sha256, write_json
+from citypaths.files import DataFileError, atomic_write, lock, read_json, sha256, write_json
 from citypaths.graph import build_graph, jittered, rounded
 from citypaths.hashing import unit_hash
 from citypaths.shortest_paths import count_reachable, paths, shortest_path_trees
@@ -502,6 +502,19 @@ def test_processes_that_make_one_dataset_at_once_agree(start, tiny_dataset, tenn
         process.join(60)
         assert process.exitcode == 0
     assert digests(tmp_path) == digests(tiny_dataset.folder)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomic_write(path) as part:
+        part.write_text("first")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as part:
+        part.write_text("sec")
+        assert path.read_text() == "first"
+        raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    assert os.listdir(path.parent) == ["file"]
 
 
 def hold(path, seconds) -> None:

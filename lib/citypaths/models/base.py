@@ -114,8 +114,8 @@ def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: i
     elif kind == "place_cells":
         centres = flat[random.choice(len(graph), min(width, len(graph)), replace=False)]
         square = ((flat[:, None] - centres[None]) ** 2).sum(-1)
-        features = np.exp(-square / (2 * np.quantile(square, 0.05)))
-        features = (features - features.mean(0)) / features.std(0)
+        features = np.exp(-square / max(1e-9, 2 * np.quantile(square, 0.05)))
+        features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
     elif kind == "periodic":
         place = np.stack([graph.lon, graph.lat], 1)
         place = (place - place.min(0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
