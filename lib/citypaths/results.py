@@ -57,6 +57,7 @@ COLUMNS = (
     "run",
 )
 REGIMES = ("closed_book", "checked", "open_map")
+RATES = (*COLUMNS[COLUMNS.index("legal") : COLUMNS.index("hard_queries")], "hard_success")
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 
 
@@ -113,7 +114,7 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"the ledger has no column {sorted(unknown)}; known: {', '.join(COLUMNS)}")
     if row.get("regime") not in REGIMES:
         raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
-    for name in ("legal", "arrives", "success", "hard_success"):
+    for name in RATES:
         value = row.get(name)
         if value is not None and not (math.isnan(value) or 0 <= value <= 1):
             raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
@@ -171,7 +172,7 @@ def quantity(value: float) -> str:
     if value is None or pd.isna(value):
         return "-"
     for power, unit in ((12, " T"), (9, " G"), (6, " M"), (3, " k")):
-        if abs(value) >= 10**power:
+        if abs(value) >= 0.9995 * 10**power:  # what three digits round up to it
             return f"{value / 10**power:.3g}{unit}"
     return f"{value:.3g}"
 

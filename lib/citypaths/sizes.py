@@ -102,14 +102,14 @@ def get_size(name: str, overrides: dict[str, Any] | None = None) -> Size:
     """
     if name not in SIZES:
         raise ValueError(f"size {name!r} is none of {', '.join(SIZES)}{_near(name, list(SIZES))}")
-    known = {field.name: getattr(SIZES[name], field.name) for field in fields(Size)}
+    known = {field.name: field.type for field in fields(Size)}
     changed = {}
     for key, value in (overrides or {}).items():
         if key not in known:
             raise ValueError(
                 f"no setting {key!r} in a size{_near(key, list(known))}; known: {', '.join(known)}"
             )
-        changed[key] = _as_type_of(known[key], key, value)
+        changed[key] = _as_declared(known[key], key, getattr(SIZES[name], key), value)
     return replace(SIZES[name], **changed)
 
 
@@ -118,14 +118,20 @@ def _near(word: str, known: list[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _as_type_of(old: Any, key: str, value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    if isinstance(old, bool | str) or old is None or value is None:
+def _as_declared(kind: str, key: str, old: Any, value: Any) -> Any:
+    """The value as its field declares it; the same number keeps its form, and so its folder."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and value == old:
+        return old
+    if number and (kind == "float" or (kind == "int" and float(value).is_integer())):
+        return float(value) if kind == "float" else int(value)
+    if kind == "str" and isinstance(value, str):
         return value
-    if not isinstance(value, int | float):
-        raise ValueError(f"setting {key} is a number such as {old!r}, not {value!r}")
-    return type(old)(value)
+    if kind.startswith("tuple") and isinstance(value, list | tuple):
+        return tuple(value)
+    if value is None and kind.endswith("None"):
+        return None
+    raise ValueError(f"setting {key} is {kind}, such as {old!r}, not {value!r}")
 
 
 def settings_of(size: Size) -> dict[str, Any]:

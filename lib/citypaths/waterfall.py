@@ -108,6 +108,15 @@ def climb(
     return pd.DataFrame(table)
 
 
+def ledger_rows(table: pd.DataFrame, model: str) -> list[dict[str, Any]]:
+    """Return the ledger rows of `climb`'s table, numbered, for a model's name."""
+    names = {"model": model, "orientation": "two_way"}
+    return [
+        names | row | {"method": f"waterfall {i}: {row['method']}"}
+        for i, row in enumerate(table["row"])
+    ]
+
+
 def _train(
     rung: Rung, size: Size, graph: CityGraph, arm: dict[str, Any], settings: TrainSettings
 ) -> tuple[Trained, Queries]:

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from citypaths.floors import Found, best_first, floors, stored_hops, walk
+from citypaths.floors import Found, best_first, floors, hop_use, rarest_hop, stored_hops, walk
 from citypaths.graph import build_graph, jittered, rounded
 from citypaths.metrics import judge
 from citypaths.paths import Paths
@@ -264,6 +264,14 @@ def test_stored_hops_of_empty_and_single_paths(five):
     assert stored.edge_sources.tolist() == [0, 2] and stored.indices.tolist() == [1, 3]
     illegal = stored_hops(five, [Paths.from_lists([[0, 3], [3, 0], [0, 0, 1]])])
     assert illegal.indices.tolist() == [1]
+
+
+def test_hops_are_counted_and_the_rarest_found(five):
+    memory = [Paths.from_lists([[0, 1, 3], [], [0, 1], [2, 3]]), Paths.from_lists([[0, 1], [3]])]
+    use = hop_use(five, memory)
+    assert use.tolist() == [3, 0, 1, 1]
+    asked = Paths.from_lists([[0, 1], [0, 1, 3], [0, 2, 3], [2, 3]])
+    assert rarest_hop(five, use, asked).tolist() == [3, 1, 0, 1]
 
 
 def test_a_memory_of_nothing_finds_nothing(five):

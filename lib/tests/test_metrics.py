@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from citypaths.graph import build_graph
-from citypaths.metrics import RATES, SLACKS, by_detour, by_hops, judge, summarise, wilson
+from citypaths.metrics import RATES, SLACKS, by_count, by_detour, by_hops, judge, summarise, wilson
 from citypaths.paths import Paths
 from citypaths.shortest_paths import paths, shortest_path_trees
 
@@ -273,3 +273,8 @@ def test_by_hops_of_one_length():
 def test_by_detour():
     ratio = np.array([0.9999999, 1.0, 1.0199, 1.02, 1.05, 1.1, 1.1999, 1.2, 9.0, np.inf])
     assert by_detour(ratio).codes.tolist() == [0, 0, 0, 1, 2, 3, 3, 4, 4, 4]
+
+
+def test_by_count():
+    count = np.array([0, 1, 9, 10, 99, 100, 999, 1000, 10**9])
+    assert by_count(count).codes.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]

@@ -1,0 +1,395 @@
+"""Sizes, a size's data and queries, scores, the 2021 waterfall, and the survey of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+from citypaths import lab, search
+from citypaths.batches import batch_of
+from citypaths.files import DataFileError
+from citypaths.floors import Found, walk
+from citypaths.graph import build_graph
+from citypaths.lab import Queries, ledger_row
+from citypaths.metrics import judge, wilson
+from citypaths.models import build
+from citypaths.paths import Paths
+from citypaths.results import COLUMNS, load_results, record
+from citypaths.shortest_paths import paths, shortest_path_trees
+from citypaths.sizes import SIZES, Size, get_size, settings_of
+from citypaths.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
+from citypaths.train import TrainSettings
+from citypaths.waterfall import climb, rungs
+
+LITTLE = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 512, "queries": 40}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A project folder of the tests' own."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CITYPATHS_HOME", str(folder))
+        patch.setenv("CITYPATHS_REPORTS", str(folder / "reports"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def size(home) -> Size:
+    return get_size("tiny", LITTLE)
+
+
+@pytest.fixture(scope="module")
+def graph(size):
+    return lab.size_graph(size, make=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(size, graph):
+    return lab.size_dataset(size, graph, make=True)
+
+
+@pytest.fixture(scope="module")
+def queries(dataset) -> Queries:
+    return Queries.of(dataset)
+
+
+# Sizes
+
+
+def test_sizes_are_named_after_themselves():
+    assert all(name == size.name for name, size in SIZES.items())
+    for size in SIZES.values():
+        assert not size.waterfall or SIZES[size.waterfall].orientation == "two_way"
+        assert size.states is None or all(len(state) == 2 for state in size.states)
+        for arm in (*size.arms, size.waterfall_arm):
+            assert not arm or lab.arm_settings(arm)["cell"] in ("gru", "lstm")
+
+
+def test_unknown_names_are_told_what_is_near():
+    with pytest.raises(ValueError, match=r"size 'smal' is none of tiny.*did you mean small"):
+        get_size("smal")
+    with pytest.raises(
+        ValueError, match=r"no setting 'lerning_rate'.*did you mean learning_rate\?"
+    ):
+        get_size("tiny", {"lerning_rate": 1})
+    with pytest.raises(ValueError, match="known: name, states"):
+        get_size("tiny", {"zzzz": 1})
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("steps", "100"),
+        ("steps", None),
+        ("steps", 2.5),
+        ("steps", True),
+        ("steps", float("inf")),
+        ("train", [1]),
+        ("connected_km", "30"),
+        ("learning_rate", None),
+        ("states", "NY"),
+        ("states", 3),
+        ("arms", None),
+        ("orientation", 5),
+        ("orientation", None),
+    ],
+)
+def test_values_of_another_type_are_refused(key, value):
+    for name in SIZES:
+        with pytest.raises(ValueError, match=f"setting {key} is "):
+            get_size(name, {key: value})
+
+
+def test_overrides():
+    size = get_size("small", {"steps": 7.0, "states": ["TN", "KY"], "connected_km": 32.5})
+    assert size.steps == 7 and isinstance(size.steps, int)
+    assert size.states == ("TN", "KY") and size.connected_km == 32.5
+    assert get_size("full", {"learning_rate": 1}).learning_rate == 1.0
+    assert get_size("small", {"states": None}).states is None
+    assert get_size("small") is not None and get_size("small", {}) == SIZES["small"]
+    assert SIZES["small"].states == ("NC",), "the table itself is never changed"
+    assert settings_of(size)["states"] == ["TN", "KY"]
+
+
+def test_the_same_value_in_another_form_is_the_same_folder():
+    for same in ({"connected_km": 30.0}, {"train": 12_000.0}, {"states": ["TN"]}):
+        assert get_size("tiny", same).folder == SIZES["tiny"].folder
+
+
+def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
+    data = {"name", "states", "most_populous", "connected_km", "orientation"}
+    data |= {"train", "valid", "test"}
+    size = SIZES["tiny"]
+    other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
+    for field in fields(Size):
+        old = getattr(size, field.name)
+        new = other.get(field.name, old + 1 if isinstance(old, int | float) else "other")
+        moved = replace(size, **{field.name: new}).folder != size.folder
+        assert moved == (field.name in data), field.name
+    assert size.folder.parent == home / "data"
+    assert len({s.folder for s in SIZES.values()}) == len(SIZES)
+
+
+# A size's graph, data and queries
+
+
+def test_graph_and_dataset_are_made_once(size, graph, dataset):
+    again = lab.size_graph(size)
+    assert again.fingerprint == graph.fingerprint
+    assert graph.orientation == "eastward" and graph.connected_km == 30
+    assert lab.size_dataset(size, again).recipe == dataset.recipe
+    counts = dataset.counts
+    assert counts["train"] == pytest.approx(1500, rel=0.15)
+    assert counts["test"] == pytest.approx(400, rel=0.25)
+
+
+def test_what_is_missing_names_its_notebook(graph):
+    size = get_size("tiny", LITTLE | {"train": 1501})
+    with pytest.raises(DataFileError, match=r"graph.npz is missing: notebook 01-city-dag"):
+        lab.size_graph(size)
+    with pytest.raises(DataFileError, match="notebook 02-shortest-path-dataset"):
+        lab.size_dataset(size, graph)
+    assert not size.folder.exists()
+
+
+def test_the_most_populous_cities(home):
+    size = get_size("tiny", {"most_populous": 25})
+    few, all_of_them = lab.make_graph(size), lab.make_graph(SIZES["tiny"])
+    assert len(few) == 25
+    least = few.cities["population"].min()
+    assert (all_of_them.cities["population"] > least).sum() <= 25
+    assert few.cities["id"].tolist() == list(range(25))
+
+
+def test_queries_are_the_test_rows(queries, dataset, graph):
+    rows = dataset.rows("test")
+    np.testing.assert_array_equal(queries.rows.source, rows.source)
+    np.testing.assert_array_equal(queries.contained, dataset.contained(rows))
+    walked = walk(graph, rows.source, rows.target).paths
+    solved = judge(graph, rows.source, rows.target, rows.km, walked)["success"]
+    np.testing.assert_array_equal(queries.hard, ~solved)
+    np.testing.assert_array_equal(queries.straight_km, graph.distance_km(rows.source, rows.target))
+    assert 0 < queries.hard.mean() < 1 and 0 < queries.contained.mean() < 1
+    assert len(Queries.of(dataset, "valid")) == dataset.counts["valid"]
+
+
+def test_taking_some_queries(queries):
+    inside = set(queries.rows.source[queries.contained].tolist())
+    free = queries.uncontained()
+    assert len(free) == (~queries.contained).sum() and not free.contained.any()
+    assert inside, "some are contained"
+    few = queries.first(10)
+    assert len(few) == 10 and len(queries.first(10**9)) == len(queries)
+    assert len(queries.first(0)) == 0
+    at = np.linspace(0, len(queries) - 1, 10).astype(int)
+    np.testing.assert_array_equal(few.rows.target, queries.rows.target[at])
+    for some in (few, free):
+        assert some.rows.paths[0][0] == some.rows.source[0]
+        trees = shortest_path_trees(some.graph, np.unique(some.rows.target))
+        exact = paths(trees, np.stack([some.rows.source, some.rows.target], 1))
+        assert np.array_equal(exact.tokens, some.rows.paths.tokens)
+        straight = some.graph.distance_km(some.rows.source, some.rows.target)
+        np.testing.assert_array_equal(some.straight_km, straight)
+        walked = Queries(some.graph, some.rows, some.contained, some.hard, straight)
+        assert (walked.judge(found(walk_of(some))).success == ~some.hard).all()
+
+
+def walk_of(queries: Queries) -> Paths:
+    return walk(queries.graph, queries.rows.source, queries.rows.target).paths
+
+
+def found(some: Paths) -> Found:
+    zero = np.zeros(len(some))
+    return Found(some, zero + 5, zero + 2, zero + 1, 0.5)
+
+
+def test_shortest_paths_are_judged_perfect(queries):
+    judged = queries.judge(found(queries.rows.paths))
+    assert judged[["success", "optimal", "exact", "bounded_00"]].all(axis=None)
+    assert (judged["shortest_hops"] == judged["hops"]).all()
+    assert not judged[["by_hops", "by_detour"]].isna().any(axis=None)
+    np.testing.assert_array_equal(judged["hard"], queries.hard)
+    np.testing.assert_array_equal(judged["contained"], queries.contained)
+
+
+def test_the_hop_limit_leaves_room(queries):
+    longest = queries.rows.hops.max()
+    assert queries.max_hops == int(1.5 * longest) + 4 > longest
+
+
+# Scores
+
+
+def test_ledger_row_is_what_was_judged(queries):
+    done = found(walk_of(queries))
+    judged = queries.judge(done)
+    row = ledger_row(judged, done)
+    assert set(row) <= set(COLUMNS)
+    assert row["queries"] == len(queries) and row["success"] == judged["success"].mean()
+    assert (row["success_low"], row["success_high"]) == wilson(judged["success"].sum(), len(judged))
+    assert row["hard_queries"] == queries.hard.sum()
+    assert row["hard_success"] == 0, "geo-greedy fails where queries are hard"
+    assert row["hard_success_low"] == 0 < row["hard_success_high"] < 0.1
+    assert row["inference_flops"] == 5 and row["lookups"] == 2 and row["expansions"] == 1
+    assert row["seconds_per_query"] == 0.5 / len(queries)
+    perfect = ledger_row(queries.judge(found(queries.rows.paths)), done)
+    assert perfect["hard_success"] == perfect["success"] == perfect["exact"] == 1
+
+
+def test_ledger_row_without_hard_queries(queries, home):
+    easy = queries.take(~queries.hard)
+    row = ledger_row(easy.judge(found(easy.rows.paths)), found(easy.rows.paths))
+    assert row["hard_queries"] == 0 and np.isnan(row["hard_success"])
+    assert (row["hard_success_low"], row["hard_success_high"]) == (0, 1)
+    record("x", SIZES["tiny"], 0, [row | {"regime": "open_map"}])
+    assert load_results()["hard_success"].isna().all()
+    (home / "reports" / "runs" / "x-tiny-seed0.json").unlink()
+
+
+def test_watch_is_the_loss_and_greedy_metrics(queries):
+    torch.manual_seed(0)
+    model = build("rnn", queries.graph, width=8).eval()
+    many = replace(queries, rows=queries.rows)
+    with torch.inference_mode():
+        watched = lab.watch(many)(model)
+        whole = float(model.loss(batch_of(queries.rows)))
+    assert watched["valid_loss"] == pytest.approx(whole, rel=1e-5)
+    judged = queries.judge(queries.decode(search.greedy, model))
+    for name in ("legal", "arrives", "bounded_05", "success"):
+        assert watched[name] == judged[name].mean()
+
+
+def test_arms():
+    assert lab.arm_settings("lstm-32") == {"cell": "lstm", "width": 32, "tied": True}
+    for wrong in ("gru", "gru-x", "a-b-3"):
+        with pytest.raises(ValueError):
+            lab.arm_settings(wrong)
+
+
+def test_an_arm_is_trained_once_in_a_folder_of_its_own(size, dataset):
+    settings = TrainSettings(steps=3, batch_tokens=256, evaluations=1)
+    arm = lab.arm_settings("gru-8")
+    first = lab.train_arm(size, dataset, "gru-8", settings, arm)
+    folders = set((size.folder / "models").iterdir())
+    again = lab.train_arm(size, dataset, "gru-8", replace(settings, save_seconds=1), arm)
+    assert set((size.folder / "models").iterdir()) == folders
+    assert again.seconds == first.seconds, "it was loaded"
+    for changed in (replace(settings, seed=1), replace(settings, clip=0.5)):
+        lab.train_arm(size, dataset, "gru-8", changed, arm)
+    lab.train_arm(size, dataset, "gru-8", settings, arm | {"softmaxes": 2})
+    assert len(set((size.folder / "models").iterdir())) == len(folders) + 3
+
+
+# The waterfall
+
+
+def test_each_rung_changes_one_thing():
+    ladder = rungs()
+    assert len({rung.mended for rung in ladder}) == len(ladder) == 10
+    for before, after in zip(ladder, ladder[1:], strict=False):  # noqa: RUF007
+        old, new = asdict(before), asdict(after)
+        changed = [name for name in old if old[name] != new[name] and name != "mended"]
+        assert len(changed) == 1, (after.mended, changed)
+    assert ladder[0].metric == "exact" and not ladder[0].checked
+    assert len({rung.training for rung in ladder}) == 6
+
+
+def test_climbing_it(graph, home):
+    size = get_size("tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30})
+    two_way = lab.size_graph(size, make=True)
+    settings = TrainSettings(steps=2, batch_tokens=256, evaluations=1)
+    table = climb(size, two_way, {"cell": "gru", "width": 8, "tied": True}, settings)
+    assert table["rung"].tolist() == [rung.mended for rung in rungs()]
+    for rung, entry in zip(rungs(), table.to_dict("records"), strict=True):
+        row = entry["row"]
+        assert entry["value"] == row[rung.metric] and set(row) <= set(COLUMNS)
+        assert row["queries"] <= 30 and row["training_flops"] > 0 and row["inference_flops"] > 0
+        assert (row["regime"] == "checked") == rung.checked == (row["lookups"] > 0)
+        assert row["split"] == ("uncontained" if rung.split == "pair" else "ordered")
+        assert row["legal"] == 1 or not rung.checked
+    assert len({row["graph"] for row in table["row"]}) == 3
+    assert len(list((size.folder / "models").iterdir())) == 6
+    record("waterfall", size, 0, table["row"].tolist())
+
+
+# The survey
+
+
+@pytest.fixture(scope="module", params=["eastward", "two_way"])
+def surveyed(request, place):
+    """Forty cities on a jagged grid and two far away, and all of their queries."""
+    random = np.random.default_rng(0)
+    points = [(35 + 0.1 * i, -80 + 0.1 * j) for i in range(5) for j in range(8)]
+    points = np.array(points) + random.uniform(-0.03, 0.03, (40, 2))
+    graph = build_graph(place([*points, (50, -100), (50, -100.05)]), 16, request.param)
+    return graph, draw_sample(graph, queries=10**9, targets=len(graph))
+
+
+def test_survey_against_networkx(surveyed):
+    graph, sample = surveyed
+    roads = graph.to_networkx()
+    lengths = dict(nx.all_pairs_dijkstra_path_length(roads))
+    routes = dict(nx.all_pairs_dijkstra_path(roads))
+    pairs = {(a, b) for a in routes for b in routes[a] if a != b}
+    assert set(map(tuple, sample.pairs.tolist())) == pairs
+    km = np.array([lengths[a][b] for a, b in sample.pairs.tolist()])
+    hops = np.array([len(routes[a][b]) - 1 for a, b in sample.pairs.tolist()])
+    straight = graph.distance_km(*sample.pairs.T)
+    pieces = list(nx.weakly_connected_components(roads))
+    n = len(graph)
+    figures = survey(graph, sample)
+    possible = n * (n - 1) / (1 if graph.orientation == "two_way" else 2)
+    walked = judge(graph, *sample.pairs.T, km, walk(graph, *sample.pairs.T).paths)
+    expected = {
+        "cities": n,
+        "edges": roads.number_of_edges(),
+        "mean_degree": roads.number_of_edges() / n,
+        "components": len(pieces),
+        "giant": max(map(len, pieces)) / n,
+        "reach": len(pairs) / possible,
+        "hops_mean": hops.mean(),
+        "hops_p95": np.quantile(hops, 0.95),
+        "hops_max": hops.max(),
+        "stretch": (km / straight).mean(),
+        "geo_greedy": walked["success"].mean(),
+    }
+    assert figures == pytest.approx(expected, rel=1e-6)
+
+
+def test_traffic_is_betweenness(surveyed):
+    graph, sample = surveyed
+    between = nx.betweenness_centrality(graph.to_networkx(), normalized=False, weight="weight")
+    expected = [between[i] / len(sample.pairs) for i in range(len(graph))]
+    np.testing.assert_allclose(traffic(graph, sample), expected, atol=1e-9)
+
+
+def test_stretch_by_city(surveyed):
+    graph, sample = surveyed
+    found = stretch_by_city(graph, sample)
+    straight = graph.distance_km(*sample.pairs.T)
+    far = straight > 2 * graph.connected_km
+    for city in range(len(graph)):
+        rows = far & (sample.pairs[:, 0] == city)
+        expected = (sample.km[rows] / straight[rows]).mean() if rows.any() else np.nan
+        np.testing.assert_allclose(found[city], expected, rtol=1e-9)
+
+
+def test_a_sample_is_of_about_the_size_asked_for(graph):
+    sample = draw_sample(graph, queries=500, targets=32)
+    assert len(np.unique(sample.pairs[:, 1])) <= 32
+    assert len(sample.pairs) == pytest.approx(500, rel=0.2)
+    again, other = (draw_sample(graph, queries=500, targets=32, seed=s) for s in (0, 1))
+    assert np.array_equal(sample.pairs, again.pairs)
+    assert not np.array_equal(sample.pairs[:50], other.pairs[:50])
+    assert survey(graph, sample)["hops_mean"] == (sample.paths.lengths - 1).mean()
+
+
+def test_survey_of_several_distances(graph):
+    table = survey_distances(graph.cities, [20, 30])
+    assert table.index.tolist() == [20, 30]
+    assert table.loc[20, "edges"] < table.loc[30, "edges"] == len(graph.indices)
