@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import citypaths
 from citypaths import results
-from citypaths.files import DataFileError
+from citypaths.files import DataFileError, lock
 from citypaths.metrics import RATES
 from citypaths.results import COLUMNS, fill_tables, load_results, percent, quantity, record
 from citypaths.sizes import SIZES, get_size
@@ -168,6 +169,16 @@ def test_two_processes_at_once_keep_both(reports):
     assert table.groupby("notebook")["seed"].apply(sorted).tolist() == [list(range(6))] * 2
     assert len(pd.read_csv(reports / "results.csv")) == 12
     assert not list(reports.rglob("*.part"))
+
+
+def test_a_writer_waits_for_the_lock(reports):
+    writer = threading.Thread(target=record, args=("a", TINY, 0, [row()]))
+    with lock(reports / "runs" / ".lock"):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and not list(reports.glob("runs/*.json"))
+    writer.join(30)
+    assert len(load_results()) == 1
 
 
 # Tables
