@@ -46,7 +46,9 @@ def judge(
     first = np.argmax(kind > 0, axis=1)
     km = _length_mm(graph, a, b, kind, real).sum(1) / 1e6
     frame = pd.DataFrame({"source": source, "target": target, "hops": paths.lengths - 1, "km": km})
-    frame["ratio"] = km / np.asarray(optimal_km)
+    shortest = np.asarray(optimal_km, float)
+    nothing = np.where(km > 0, np.inf, 1.0)  # a query from a city to itself
+    frame["ratio"] = np.where(shortest > 0, km / np.where(shortest > 0, shortest, 1), nothing)
     last = np.where(paths.lengths > 0, ids[np.arange(n), np.maximum(paths.lengths - 1, 0)], PAD)
     starts = np.where(paths.lengths > 0, ids[:, 0] == source, False)
     frame["legal"] = starts & (kind == 0).all(1)
@@ -110,6 +112,8 @@ def summarise(judged: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd
 
 def by_hops(hops: np.ndarray) -> pd.Categorical:
     """Return each query's group by hops of the shortest path: quartiles, and the longest 5 %."""
+    if not len(hops):
+        return pd.Categorical([], ordered=True)
     edges = np.unique(np.quantile(hops, [0, 0.25, 0.5, 0.75, 0.95]).astype(int))
     group = np.searchsorted(edges[1:], hops, side="left")
     highs = [*edges[1:], int(np.max(hops))]

@@ -94,7 +94,7 @@ def record(
     complete = [{**names, **row} for row in rows]
     for row in complete:
         _check(row)
-    changed = settings_of(size) != settings_of(SIZES[size.name])
+    changed = settings_of(size) != settings_of(SIZES.get(size.name, size))
     run = f"{notebook}-{size.name}-seed{seed}" + (
         f"-{digest(settings_of(size))}" if changed else ""
     )

@@ -104,7 +104,7 @@ def _in_batches(
     model.eval()
     with torch.inference_mode():
         parts = [
-            decode(model, s, t, max_hops, moves=moves, **options)
+            decode(model, s, t, max_hops, moves=moves, loops=loops, **options)
             for s, t in zip(source.split(batch), target.split(batch), strict=True)
             if len(s)
         ]
@@ -115,11 +115,11 @@ def _in_batches(
     return Found(found, flops, lookups, np.zeros(len(found)), time.perf_counter() - began)
 
 
-def _rollout(model: PathModel, source, target, max_hops, *, moves, noise):
+def _rollout(model: PathModel, source, target, max_hops, *, moves, loops, noise):
     """One path a query. Returns padded ids, lengths, model steps and look-ups, each by query."""
     out = source.new_full((len(source), max_hops + 1), -1)
     out[:, 0] = city = source
-    state, alive = model.start(source, target), source != target
+    state, alive = model.start(source, target, loops), source != target
     steps, lookups = torch.zeros_like(source), torch.zeros_like(source, dtype=torch.float64)
     for t in range(1, max_hops + 1):
         if (t - 1) % SYNC_EVERY == 0 and not bool(alive.any()):
@@ -141,13 +141,13 @@ def _rollout(model: PathModel, source, target, max_hops, *, moves, noise):
     return tuple(x.cpu().numpy() for x in (out, lengths, steps, lookups))
 
 
-def _beam(model: PathModel, source, target, max_hops, *, moves, width):
+def _beam(model: PathModel, source, target, max_hops, *, moves, loops, width):
     """`width` paths a query, ranked by log-probability; finished ones wait at the target.
 
     Log-probabilities only fall, so a path below the best finished one is given up, which changes no
     result; queries without a path in progress leave the batch at the next look.
     """
-    beams = _Beams.start(model, source, target, max_hops, width)
+    beams = _Beams.start(model, source, target, max_hops, width, loops)
     done = []
     for t in range(1, max_hops + 1):
         if (t - 1) % SYNC_EVERY == 0:
@@ -176,7 +176,9 @@ class _Beams:
     state: object
 
     @classmethod
-    def start(cls, model: PathModel, source, target, max_hops: int, width: int) -> _Beams:
+    def start(
+        cls, model: PathModel, source, target, max_hops: int, width: int, loops: int | None
+    ) -> _Beams:
         queries = len(source)
         query = torch.arange(queries, device=source.device)
         wide = query.repeat_interleave(width)
@@ -186,7 +188,7 @@ class _Beams:
         total = torch.full((queries, width), NEVER, device=source.device)
         total[:, 0] = 0.0
         steps, lookups = torch.zeros_like(source), torch.zeros_like(source, dtype=torch.float64)
-        state = model.reorder(model.start(source, target), wide)
+        state = model.reorder(model.start(source, target, loops), wide)
         return cls(query, goal, city, total, out, steps, lookups, state)
 
     @property

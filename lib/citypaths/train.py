@@ -62,6 +62,10 @@ class TrainSettings:
     compile: bool | None = None
     bf16: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"training takes at least one step, not {self.steps}")
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         warm = max(1, round(self.warmup * self.steps))

@@ -311,7 +311,7 @@ class Bigram(PathModel):
         hidden = self.city(batch.cities) + self.goal(batch.target)[:, None]
         return self.out(torch.relu(hidden))
 
-    def start(self, source, target):
+    def start(self, source, target, loops=None):
         return target
 
     def step(self, city, state):
@@ -349,7 +349,7 @@ class ForgetsToReorder(Bigram):
 class KeepsOneState(Bigram):
     """Writes the new state over the old one: beams would share it."""
 
-    def start(self, source, target):
+    def start(self, source, target, loops=None):
         return {"target": target, "steps": torch.zeros_like(target)}
 
     def forward(self, batch, loops=None):

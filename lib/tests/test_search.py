@@ -33,7 +33,7 @@ class Markov(PathModel):
     def forward(self, batch, loops=None):
         return self.table[batch.cities] * (1 + 0.1 * torch.arange(batch.cities.shape[1])[:, None])
 
-    def start(self, source, target):
+    def start(self, source, target, loops=None):
         return 0
 
     def step(self, city, state):

@@ -36,8 +36,11 @@ class PathModel(nn.Module, ABC):
         """Return logits [B, T, V] for the city after each of `batch.cities`."""
 
     @abstractmethod
-    def start(self, source: Tensor, target: Tensor) -> State:
-        """Return the state before the first step, for queries given as ids [B]."""
+    def start(self, source: Tensor, target: Tensor, loops: int | None = None) -> State:
+        """Return the state before the first step, for queries given as ids [B].
+
+        `loops` overrides the recurrent steps of every step to come, where the model has any.
+        """
 
     @abstractmethod
     def step(self, city: Tensor, state: State) -> tuple[Tensor, State]:
@@ -119,7 +122,7 @@ def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: i
     elif kind == "periodic":
         place = np.stack([graph.lon, graph.lat], 1)
         place = (place - place.min(0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
-        angle = (math.pi * 2.0 ** np.arange(max(1, width // 4)) * place[..., None]).reshape(
+        angle = (math.pi * 2.0 ** np.arange(min(8, max(1, width // 4))) * place[..., None]).reshape(
             len(graph), -1
         )
         features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)

@@ -60,6 +60,8 @@ class RNN(PathModel):
         super().__init__()
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell is gru or lstm, not {cell!r}")
+        if tied and not ids:
+            raise ValueError("tied output vectors are the ids' embedding: ids=False has none")
         self.cities, self.cell, self.layers, self.width = len(graph), cell, layers, width
         self.inputs = CityInput(graph, width, ids=ids, coordinates=coordinates, endpoints=endpoints)
         kind = nn.GRU if cell == "gru" else nn.LSTM
@@ -89,7 +91,7 @@ class RNN(PathModel):
         hidden, _ = self.rnn(self.dropout(inputs), state["memory"])
         return self.head(self.dropout(hidden))
 
-    def start(self, source: Tensor, target: Tensor) -> dict:
+    def start(self, source: Tensor, target: Tensor, loops: int | None = None) -> dict:
         """Return the goal vectors and the recurrent state before the source is seen."""
         goal = self.inputs.goal(target)
         memory = None
