@@ -11,7 +11,6 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from citypaths.census_places import census
 from citypaths.place_files import CityDataError, MissingCityFile, near_matches
 from citypaths.place_sources import (
     GEONAMES_SELECTION,
@@ -134,7 +133,11 @@ def _read(source: str, country: str, path: str | Path | None, threshold: int) ->
     if country != "US":
         message = f"source {source!r} holds the US only, not {country!r}: use source='geonames'"
         raise CityDataError(message)
-    return simplemaps(path) if source == "simplemaps" else census(path)
+    if source == "simplemaps":
+        return simplemaps(path)
+    from citypaths.census_places import census  # brings pooch, which only this source needs
+
+    return census(path)
 
 
 def _check_geonames(path: str | Path | None, threshold: int) -> None:

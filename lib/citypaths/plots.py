@@ -185,8 +185,10 @@ def success_by(judged: Mapping[str, pd.DataFrame], by: str, ax: Axes, xlabel: st
         low, high = wilson(groups.sum(), count)
         x = np.arange(len(share)) + (i - (len(names) - 1) / 2) * 0.12
         bars = np.abs(np.stack([share - low, high - share]))
-        color = colour(name, names) if name.split("-")[0] in FAMILY else FAMILY["floor"]
-        ax.errorbar(x, share, yerr=bars, fmt="o", ms=5, capsize=2, color=color, label=name)
+        learned = name.split("-")[0] in FAMILY
+        color = colour(name, names) if learned else FAMILY["floor"]
+        mark = "o" if learned else "v^<>"[i % 4]
+        ax.errorbar(x, share, yerr=bars, fmt=mark, ms=5, capsize=2, color=color, label=name)
     ticks = [f"{group}\n(n={n:,})" for group, n in count.items()]
     ax.set_xticks(np.arange(len(ticks)), ticks)
     ax.set(xlabel=xlabel, ylabel="success", ylim=(-0.03, 1.03))
