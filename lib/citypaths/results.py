@@ -204,9 +204,40 @@ def baseline_table(size: str) -> str:
     return head + "\n\n" + table(rows)
 
 
+def seeds_table(size: str) -> str:
+    """Return success over seeds for every model and decoder that has several at a size."""
+    rows = load_results()
+    rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
+    rows = rows[(rows["split"] == "uncontained") & (rows["model"] != "none")]
+    rows = rows[~rows["method"].astype(str).str.startswith("waterfall")]
+    return _over_seeds(rows, ["model", "method"], f"No arm has several seeds at size {size}.")
+
+
+def priors_table(size: str) -> str:
+    """Return success over seeds for every cheap prior at a size."""
+    rows = load_results()
+    rows = rows[(rows["notebook"] == "03-priors") & (rows["size"] == size)]
+    return _over_seeds(rows, ["method", "model"], f"No priors are recorded at size {size}.")
+
+
+def _over_seeds(rows: pd.DataFrame, by: list[str], missing: str) -> str:
+    groups = rows.groupby(by, sort=False)["success"].agg(["mean", "min", "max", "count"])
+    groups = groups[groups["count"] > 1]
+    if groups.empty:
+        return missing
+    lines = [f"| {' | '.join(by)} | success, mean | least - most | seeds |", "|---" * 5 + "|"]
+    for names, row in groups.iterrows():
+        spread = f"{percent(row['min'])} - {percent(row['max'])}"
+        cells = [*names, percent(row["mean"]), spread, int(row["count"])]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "baseline-small": lambda: baseline_table("small"),
     "baseline-medium": lambda: baseline_table("medium"),
+    "seeds-medium": lambda: seeds_table("medium"),
+    "priors-small": lambda: priors_table("small"),
 }
 
 
@@ -223,12 +254,12 @@ def fill_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Generate the README's tables from the ledger (`python -m citypaths.results`)."""
-    readme = project_root() / "README.md"
-    filled = fill_tables(readme.read_text(encoding="utf-8"))
-    with atomic_write(readme) as part:
-        part.write_text(filled, encoding="utf-8")
-    sys.stderr.write(f"tables of {readme.name} generated from {reports_dir().name}/runs\n")
+    """Generate the tables of both READMEs from the ledger (`python -m citypaths.results`)."""
+    for page in (project_root() / "README.md", reports_dir() / "README.md"):
+        filled = fill_tables(page.read_text(encoding="utf-8"))
+        with atomic_write(page) as part:
+            part.write_text(filled, encoding="utf-8")
+        sys.stderr.write(f"tables of {page.parent.name}/{page.name} generated from the ledger\n")
 
 
 if __name__ == "__main__":
