@@ -19,7 +19,7 @@ EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 SOURCES := $(filter-out %/runner.py %/bench.py,$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab report lint strip bench clean
+.PHONY: help run test lab report lint tables strip bench clean
 
 help: ## list the targets
 	@echo "make TARGET [SIZE=small|medium|full] [SEED=0] [PYTHON=python3]"
@@ -34,7 +34,7 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
 	@$(PY) -m citypaths.runner prepare -p size tiny $(NOTEBOOKS) $(TINY)
-	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
+	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
 
 lab: .venv/.ready ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
@@ -45,6 +45,9 @@ report: $(EXECUTED) ## write the executed notebooks to reports/ as Markdown (SIZ
 lint: .venv/.ready ## check style with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+tables: .venv/.ready ## generate the READMEs' tables from the ledger
+	$(PY) -m citypaths.results
 
 strip: .venv/.ready ## remove outputs from the notebooks, before a commit
 	$(PY) -m citypaths.runner strip $(NOTEBOOKS)

@@ -255,7 +255,8 @@ def fill_tables(text: str) -> str:
 
 def main() -> None:
     """Generate the tables of both READMEs from the ledger (`python -m citypaths.results`)."""
-    for page in (project_root() / "README.md", reports_dir() / "README.md"):
+    pages = (project_root() / "README.md", reports_dir() / "README.md")
+    for page in filter(Path.exists, pages):
         filled = fill_tables(page.read_text(encoding="utf-8"))
         with atomic_write(page) as part:
             part.write_text(filled, encoding="utf-8")

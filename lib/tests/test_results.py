@@ -247,3 +247,18 @@ def test_main_fills_the_readme(tmp_path, capsys):
     record("03-rnn-baselines", SMALL, 0, [baseline()])
     results.main()
     assert (tmp_path / "README.md").read_text() == fill_tables(README)
+
+
+def test_the_committed_pages_show_the_committed_ledger(tmp_path, monkeypatch):
+    """A rerun changes the working tree, so what is compared is the last commit."""
+    root = Path(__file__).resolve().parents[2]
+    archive = ["git", "-C", str(root), "archive", "HEAD", "README.md", "reports"]
+    packed = subprocess.run(archive, capture_output=True)
+    if packed.returncode:
+        pytest.skip("not a git checkout with a committed ledger")
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=packed.stdout, check=True)
+    monkeypatch.setenv("CITYPATHS_REPORTS", str(tmp_path / "reports"))
+    ledger = pd.read_csv(tmp_path / "reports" / "results.csv")
+    assert len(ledger) == len(load_results()) > 0
+    for page in (tmp_path / "README.md", tmp_path / "reports" / "README.md"):
+        assert fill_tables(page.read_text()) == page.read_text(), f"{page.name}: make tables"
