@@ -81,7 +81,7 @@ def record(
     """
     git = {
         "commit": _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)reports")),
     }
     names = {
         "notebook": notebook,

@@ -67,7 +67,7 @@ SIZES = {
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 400,
-            "small_two_way", "gru-64", 400, 1_000, learning_rate=1.2e-2,
+            "small_two_way", "gru-64", 400, 1_000,
         ),
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
