@@ -218,30 +218,43 @@ class _Beams:
         alive = self.alive
         self.steps += alive.sum(1)
         logits, self.state = model.step(self.city.flatten(), self.state)
-        log_p = torch.log_softmax(logits.float(), -1).view(queries, width, -1)
-        scores = self.total[..., None] + log_p
-        scores = scores.masked_fill(~alive[..., None], NEVER)
-        legal = scores
-        if moves is not None:
-            legal = moves.mask(self.city.flatten(), scores.flatten(0, 1)).view_as(scores)
+        logits = logits.float()
+        before = self.total.masked_fill(~alive, NEVER).flatten() - logits.logsumexp(-1)
+        best, city = _candidates(logits, width, self.city.flatten(), moves)
+        scores = (best + before[:, None]).view(queries, -1)
         waiting = self.total.masked_fill(~self.arrived, NEVER)
-        self.total, pick = torch.cat([legal.flatten(1), waiting], 1).topk(width, dim=1)
+        self.total, pick = torch.cat([scores, waiting], 1).topk(width, dim=1)
         if moves is not None:
-            tried = (scores >= self.total[:, -1:, None]) & (scores > NEVER)
-            self.lookups += tried.sum((1, 2))
-        self._follow(model, pick, scores.shape[2], t)
+            bar = self.total[:, -1:].expand(-1, width).flatten()
+            tried = (logits + before[:, None] >= bar[:, None]).sum(1).view(queries, width)
+            self.lookups += (tried * alive).sum(1)
+        self._follow(model, pick, city.view(queries, -1), t)
 
-    def _follow(self, model: PathModel, pick: Tensor, cities: int, t: int) -> None:
-        """Move to the picked continuations, [Q, W] positions in beams x cities, then waiting beams.
-
-        A beam without a continuation keeps its path, for the case that no beam has one.
-        """
+    def _follow(self, model: PathModel, pick: Tensor, cities: Tensor, t: int) -> None:
+        """Move to the picked [Q, W] of the candidates (ids in `cities`), or wait, which is last."""
         queries, width = pick.shape
         rows = torch.arange(queries, device=pick.device)[:, None]
-        waits, lost = pick >= width * cities, self.total == NEVER
-        parent = torch.where(waits, pick - width * cities, pick // cities)
-        parent = torch.where(lost, torch.arange(width, device=pick.device), parent)
+        count = cities.shape[1]
+        waits = pick >= count
+        parent = torch.where(waits, pick - count, pick // (count // width))
+        lost = self.total == NEVER
+        stay = torch.arange(width, device=pick.device).expand_as(parent)
+        parent = torch.where(lost, stay, parent)
         self.state = model.reorder(self.state, (rows * width + parent).flatten())
         self.goal, self.out = self.goal[rows, parent], self.out[rows, parent]
-        self.city = torch.where(waits | lost, self.city[rows, parent], pick % cities)
+        moved = cities.gather(1, pick.clamp(max=count - 1))
+        self.city = torch.where(waits | lost, self.city[rows, parent], moved)
         self.out[:, :, t] = torch.where(waits | lost, -1, self.city)
+
+
+def _candidates(
+    logits: Tensor, width: int, city: Tensor, moves: Moves | None
+) -> tuple[Tensor, Tensor]:
+    """The best next cities of each beam, legal ones with `moves`: logits and ids [N, at most W]."""
+    if moves is None:
+        return logits.topk(min(width, logits.shape[1]))
+    table = moves.table[city]
+    real = table < logits.shape[1]
+    near = logits.gather(1, table.where(real, 0)).masked_fill(~real, NEVER)
+    best, at = near.topk(min(width, near.shape[1]))
+    return best, table.gather(1, at).clamp(max=logits.shape[1] - 1)
