@@ -190,13 +190,18 @@ def table(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def baseline_table(size: str) -> str:
-    """Return the README's table of notebook 03 at a size: floors and greedy, beam, checked RNNs."""
+def _baselines(size: str) -> pd.DataFrame:
+    """Notebook 03's rows on the eastward graph's uncontained queries, the waterfall left out."""
     rows = load_results()
     rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
-    rows = rows[
-        (rows["split"] == "uncontained") & (rows["run"] == f"03-rnn-baselines-{size}-seed0")
-    ]
+    rows = rows[rows["split"] == "uncontained"]
+    return rows[~rows["method"].astype(str).str.startswith("waterfall")]
+
+
+def baseline_table(size: str) -> str:
+    """Return the README's table of notebook 03 at a size: floors and greedy, beam, checked RNNs."""
+    rows = _baselines(size)
+    rows = rows[rows["run"] == f"03-rnn-baselines-{size}-seed0"]
     if rows.empty:
         return f"No run of `03-rnn-baselines` is recorded at size {size}."
     count, hard = (int(rows[c].max()) for c in ("queries", "hard_queries"))
@@ -206,10 +211,8 @@ def baseline_table(size: str) -> str:
 
 def seeds_table(size: str) -> str:
     """Return success over seeds for every model and decoder that has several at a size."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
-    rows = rows[(rows["split"] == "uncontained") & (rows["model"] != "none")]
-    rows = rows[~rows["method"].astype(str).str.startswith("waterfall")]
+    rows = _baselines(size)
+    rows = rows[rows["model"] != "none"]
     return _over_seeds(rows, ["model", "method"], f"No arm has several seeds at size {size}.")
 
 
