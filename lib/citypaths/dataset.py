@@ -11,20 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numba import njit
+from numba import get_num_threads, njit
 from tqdm import tqdm
 
 from citypaths.files import DataFileError, atomic_write, lock, read_json, sha256, write_json
 from citypaths.graph import CityGraph
+from citypaths.memory import require_memory
 from citypaths.paths import Paths
-from citypaths.shortest_paths import paths, shortest_path_trees
-from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, sample_pairs
+from citypaths.shortest_paths import Block, in_blocks, over_blocks
+from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, pair_drawer
 
 VERSION = 1
 REMEDY = "delete the folder; notebook 02-shortest-path-dataset makes it"
@@ -35,7 +37,7 @@ class Rows:
     """Queries with their shortest paths.
 
     Attributes:
-        source, target: int64 [rows]. mm: int64 [rows], optimal length in whole millimetres.
+        source, target: integers [rows]. mm: int64 [rows], optimal length in whole millimetres.
         part: uint8 [rows]. paths: Paths [rows].
     """
 
@@ -102,14 +104,28 @@ class Dataset:
         """Return whether each query lies inside a training path, either direction, bool [rows].
 
         A sub-path of a shortest path is itself a shortest path: a contained query was trained on.
+
+        Raises:
+            MemoryError: a bit for each pair of cities does not fit.
         """
         n = len(self.graph)
-        covered = np.zeros((n * n + 7) // 8, np.uint8)
-        for i in range(len(self.shards)):
-            shard = self.shard(i)
-            train = shard.paths.take(shard.part == TRAIN)
-            _cover(covered, n, train.tokens.astype(np.int64), train.offsets)
-        key = np.minimum(rows.source, rows.target) * n + np.maximum(rows.source, rows.target)
+        size = (n * n + 7) // 8
+        threads = min(get_num_threads(), len(self.shards)) if size <= 2**30 else 1
+        require_memory(threads * size, f"a bit for each pair of {n:,} cities", "take fewer cities")
+
+        def cover(first: int) -> np.ndarray:
+            bits = np.zeros(size, np.uint8)
+            for i in range(first, len(self.shards), threads):
+                shard = self.shard(i)
+                _cover(bits, n, shard.paths.tokens, shard.paths.offsets, shard.part)
+            return bits
+
+        with ThreadPoolExecutor(threads) as pool:
+            covered, *others = pool.map(cover, range(threads))
+        for bits in others:
+            np.bitwise_or(covered, bits, out=covered)
+        source, target = rows.source.astype(np.int64), rows.target.astype(np.int64)
+        key = np.minimum(source, target) * n + np.maximum(source, target)
         return (covered[key >> 3] >> (key & 7).astype(np.uint8) & 1).astype(bool)
 
     def queries(self, part: str) -> tuple[Rows, np.ndarray]:
@@ -132,12 +148,27 @@ def _read_flags(path: Path, rows: int) -> np.ndarray:
     return flags
 
 
-@njit(cache=True)
-def _cover(bits, n, tokens, offsets):
-    for p in range(len(offsets) - 1):
-        for i in range(offsets[p], offsets[p + 1]):
-            for j in range(i + 1, offsets[p + 1]):
-                key = min(tokens[i], tokens[j]) * n + max(tokens[i], tokens[j])
+@njit(cache=True, nogil=True)
+def _cover(bits, n, tokens, offsets, part):
+    """Set the bit of every pair inside a training path.
+
+    Paths to one target form a tree: from a city that an earlier one visited, all is done.
+    """
+    visited, stamp, target = np.zeros(n, np.int32), 0, -1
+    for p in range(len(part)):
+        if part[p] != TRAIN:
+            continue
+        last = offsets[p + 1] - 1
+        if tokens[last] != target:
+            stamp, target = stamp + 1, tokens[last]
+        for i in range(offsets[p], last):
+            a = np.int64(tokens[i])
+            if visited[a] == stamp:
+                break
+            visited[a] = stamp
+            for j in range(i + 1, last + 1):
+                b = np.int64(tokens[j])
+                key = a * n + b if a < b else b * n + a
                 bits[key >> 3] |= np.uint8(1 << (key & 7))
 
 
@@ -163,7 +194,7 @@ def make_dataset(
             if name in manifest["shards"] and (folder / name).exists():
                 continue
             targets = np.arange(start, min(start + targets_per_shard, len(graph)))
-            rows = _sample_rows(graph, recipe, targets)
+            rows = sample_rows(graph, recipe, targets)
             manifest["shards"][name] = _write_shard(folder / name, rows, len(graph))
             write_json(folder / "manifest.json", manifest)
         if not manifest["complete"]:
@@ -171,13 +202,26 @@ def make_dataset(
     return open_dataset(folder, graph)
 
 
-def _sample_rows(graph: CityGraph, recipe: Recipe, targets: np.ndarray) -> Rows:
-    trees = shortest_path_trees(graph, targets)
-    pairs, part = sample_pairs(recipe, graph, trees)
-    found = paths(trees, pairs)
-    mm = trees.mm[pairs[:, 0], pairs[:, 1] - targets[0]].astype(np.int64)
-    rows = Rows(pairs[:, 0], pairs[:, 1], mm, part, found)
-    return rows.take(admit(recipe, graph, part, found)) if len(rows) else rows
+def sample_rows(
+    graph: CityGraph, recipe: Recipe, targets: np.ndarray, threads: int | None = None
+) -> Rows:
+    """Return the rows that a recipe draws for `targets`, with their shortest paths, in memory.
+
+    They depend on the recipe and the targets alone: any number of threads gives the same.
+    """
+    draw = pair_drawer(recipe, graph)
+
+    def rows_of(block: Block) -> Rows:
+        by_target = block.by_target()
+        source, tree, part = draw(block.targets, by_target)
+        found = block.follow(by_target, source, tree)
+        mm = block.mm[source, tree].astype(np.int64)
+        rows = Rows(source, block.targets[tree], mm, part, found)
+        keep = admit(recipe, graph, part, found)
+        return rows if keep.all() else rows.take(keep)
+
+    blocks = in_blocks(np.asarray(targets, np.int32))
+    return Rows.concatenate(list(over_blocks(graph, blocks, rows_of, threads)))
 
 
 def _begin(folder: Path, recipe: Recipe, targets_per_shard: int) -> dict:
