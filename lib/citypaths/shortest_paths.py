@@ -60,7 +60,7 @@ class Trees:
 
 
 @dataclass(frozen=True, eq=False)
-class _Packed:
+class Packed:
     """A graph as the sweep reads it; `into` are the cities with an edge to each city."""
 
     cities: int
@@ -77,7 +77,7 @@ class _Packed:
 
 
 @lru_cache(maxsize=4)
-def _pack(graph: CityGraph) -> _Packed:
+def pack(graph: CityGraph) -> Packed:
     n = len(graph)
     base = 1 << max(16, n.bit_length())
     ones = np.ones(len(graph.indices), np.int8)
@@ -85,7 +85,7 @@ def _pack(graph: CityGraph) -> _Packed:
     west_east = graph.order
     south_north = np.lexsort((graph.lon, graph.lat)).astype(np.int32)
     orders = [west_east[::-1], west_east, south_north, south_north[::-1]]
-    return _Packed(
+    return Packed(
         cities=n,
         base=float(base),
         ids=np.dtype(np.uint16 if base == 1 << 16 else np.uint32),
@@ -163,13 +163,13 @@ class Block:
         mm, next_city: [cities, trees], as in `Trees`.
     """
 
-    def __init__(self, packed: _Packed, width: int) -> None:
+    def __init__(self, packed: Packed, width: int) -> None:
         self.number = -1
         self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
         self._turned = np.empty(packed.cities * width, packed.ids)
         self._tokens = np.empty(1024, packed.ids)
 
-    def settle(self, graph: CityGraph, packed: _Packed, targets: np.ndarray) -> None:
+    def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
         size, self.targets = len(graph) * len(targets), targets
         self.mm, self.next_city = (table[:size].reshape(len(graph), -1) for table in self._tables)
         edges = (graph.indptr, graph.indices, packed.keys, packed.into_indptr, packed.into)
@@ -209,7 +209,7 @@ def over_blocks(
     for targets in blocks:
         if not ((targets >= 0) & (targets < len(graph))).all():
             raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
-    packed, width = _pack(graph), max(map(len, blocks), default=0)
+    packed, width = pack(graph), max(map(len, blocks), default=0)
     threads = min(threads or get_num_threads(), len(blocks)) or 1
     what = f"{threads} times {width} trees of {graph}"
     require_memory(threads * width * packed.bytes_a_tree, what, "use fewer threads")
@@ -247,7 +247,7 @@ def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -
         MemoryError: so many trees do not fit into memory; the message says how much each takes.
     """
     targets = np.atleast_1d(np.asarray(targets, np.int32))
-    packed, shape = _pack(graph), (len(graph), len(targets))
+    packed, shape = pack(graph), (len(graph), len(targets))
     remedy = f"each takes {packed.bytes_a_tree / 2**20:.1f} MiB; ask for fewer at once"
     what = f"{len(targets):,} trees of {graph}"
     require_memory(packed.bytes_a_tree * len(targets), what, remedy)
