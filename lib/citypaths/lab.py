@@ -16,7 +16,7 @@ from citypaths.batches import batch_of
 from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
 from citypaths.files import DataFileError, atomic_write, reports_dir
 from citypaths.floors import Found, walk
-from citypaths.graph import CityGraph, build_graph, load_graph
+from citypaths.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
 from citypaths.sizes import Size, digest
 from citypaths.splits import Split, recipe_for
@@ -37,7 +37,8 @@ def make_graph(size: Size) -> CityGraph:
     if size.most_populous:
         kept = cities.nlargest(size.most_populous, "population").sort_index()
         cities = kept.reset_index(drop=True).assign(id=np.arange(len(kept)))
-    return build_graph(cities, size.connected_km, size.orientation)
+    graph = build_graph(cities, size.connected_km, size.orientation)
+    return jittered(graph, spread=size.jitter) if size.jitter else graph
 
 
 def size_graph(size: Size, *, make: bool = False) -> CityGraph:

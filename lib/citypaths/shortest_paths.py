@@ -26,7 +26,7 @@ from numba import get_num_threads, njit
 from scipy.sparse import csr_array
 
 from citypaths.graph import CityGraph
-from citypaths.memory import require_memory
+from citypaths.memory import free_memory, require_memory
 from citypaths.paths import Paths
 
 BLOCK = 128  # targets relaxed together: rows of 1 KiB
@@ -248,7 +248,8 @@ def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -
     """
     targets = np.atleast_1d(np.asarray(targets, np.int32))
     packed, shape = pack(graph), (len(graph), len(targets))
-    remedy = f"each takes {packed.bytes_a_tree / 2**20:.1f} MiB; ask for fewer at once"
+    fit = f"at most {int(free_memory() / packed.bytes_a_tree):,} fit at once"
+    remedy = f"{fit}; over_blocks goes through any number, a block at a time"
     what = f"{len(targets):,} trees of {graph}"
     require_memory(packed.bytes_a_tree * len(targets), what, remedy)
     trees = Trees(targets, np.empty(shape), np.empty(shape, packed.ids))

@@ -123,7 +123,7 @@ def test_the_same_value_in_another_form_is_the_same_folder():
 
 def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
     data = {"name", "states", "most_populous", "connected_km", "orientation"}
-    data |= {"train", "valid", "test"}
+    data |= {"train", "valid", "test", "jitter"}
     size = SIZES["tiny"]
     other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
     for field in fields(Size):
@@ -146,6 +146,14 @@ def test_graph_and_dataset_are_made_once(size, graph, dataset):
     counts = dataset.counts
     assert counts["train"] == pytest.approx(1500, rel=0.15)
     assert counts["test"] == pytest.approx(400, rel=0.25)
+
+
+def test_clean_labels_are_a_switch(size, graph):
+    clean = lab.make_graph(replace(size, jitter=0.1))
+    np.testing.assert_array_equal(clean.indices, graph.indices)
+    longer = clean.km / graph.km
+    assert (longer >= 1).all() and (longer < 1.1).all() and longer.std() > 0.02
+    assert clean.fingerprint != graph.fingerprint
 
 
 def test_what_is_missing_names_its_notebook(graph):
