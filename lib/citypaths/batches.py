@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,10 @@ class Batch:
         tensors = (self.source, self.target, self.cities, self.labels)
         return Batch(*(t.to(device, non_blocking=True) for t in tensors))
 
+    def take(self, rows: Tensor) -> Batch:
+        """Return the rows at `rows` (positions), padded as they are."""
+        return Batch(*(t[rows] for t in (self.source, self.target, self.cities, self.labels)))
+
 
 def pad(tokens: Tensor, offsets: Tensor, rows: Tensor) -> Batch:
     """Gather paths `rows` [B] of a store (tokens [total], offsets [paths + 1]) as a Batch."""
@@ -63,6 +67,17 @@ def batch_of(rows: Rows, device: torch.device | str = "cpu") -> Batch:
 def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
     tokens = torch.as_tensor(rows.paths.tokens.astype(np.int32), device=device)
     return tokens, torch.as_tensor(rows.paths.offsets, device=device)
+
+
+@torch.no_grad()
+def own_input(model: Callable[[Batch], Tensor], batch: Batch, probability: float) -> Batch:
+    """Replace inputs after the source by the model's own prediction, with `probability` each."""
+    predicted = model(batch).argmax(-1)[:, :-1]
+    swap = torch.rand(predicted.shape, device=predicted.device) < probability
+    cities = batch.cities.clone()
+    inside = batch.labels[:, 1:] >= 0
+    cities[:, 1:] = torch.where(swap & inside, predicted, cities[:, 1:])
+    return Batch(batch.source, batch.target, cities, batch.labels)
 
 
 class Batches:
