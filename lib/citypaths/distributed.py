@@ -61,12 +61,11 @@ class Team:
         """
         if self.size == 1:
             return batch, None
-        device = batch.labels.device
-        rows = torch.arange(self.rank, len(batch), self.size, device=device)
-        spare = not len(rows)
-        own = batch.take(rows if not spare else torch.zeros(1, dtype=torch.long, device=device))
-        labels = (own.labels >= 0).sum() * (0 if spare else self.size)
-        return own, labels / (batch.labels >= 0).sum()
+        rows = torch.arange(len(batch), device=batch.labels.device)
+        own, spare = rows[self.rank :: self.size], self.rank >= len(batch)
+        share = batch.take(rows[:1] if spare else own)
+        labels = (share.labels >= 0).sum() * (0 if spare else self.size)
+        return share, labels / (batch.labels >= 0).sum()
 
     def loss_of(self, model: PathModel, compiled: bool) -> Callable[[Batch, Tensor | None], Tensor]:
         """Return the loss of a share and its weight; its backward pass averages the gradients.
@@ -155,7 +154,8 @@ def join() -> Team:
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return Team()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        on_cuda = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
     return Team(dist.get_rank(), dist.get_world_size())
 
