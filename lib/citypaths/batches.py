@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,10 @@ class Batch:
         """Return the batch on a device."""
         tensors = (self.source, self.target, self.cities, self.labels)
         return Batch(*(t.to(device, non_blocking=True) for t in tensors))
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the rows at `rows` (positions), padded as they are."""
+        return Batch(*(t[rows] for t in (self.source, self.target, self.cities, self.labels)))
 
 
 def pad(tokens: Tensor, offsets: Tensor, rows: Tensor) -> Batch:
@@ -85,6 +89,17 @@ def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
     if torch.device(device).type != "cpu":
         tokens = tokens.int()  # CUDA indexes no tensor of uint16
     return tokens.to(device), offsets.to(device)
+
+
+@torch.no_grad()
+def own_input(model: Callable[[Batch], Tensor], batch: Batch, probability: float) -> Batch:
+    """Replace inputs after the source by the model's own prediction, with `probability` each."""
+    predicted = model(batch).argmax(-1)[:, :-1]
+    swap = torch.rand(predicted.shape, device=predicted.device) < probability
+    cities = batch.cities.clone()
+    inside = batch.labels[:, 1:] >= 0
+    cities[:, 1:] = torch.where(swap & inside, predicted, cities[:, 1:])
+    return Batch(batch.source, batch.target, cities, batch.labels)
 
 
 class Batches:

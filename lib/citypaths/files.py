@@ -55,11 +55,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created when missing), waiting for whoever has it."""
+def lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created when missing), waiting for whoever has it.
+
+    Raises:
+        BlockingIOError: without `wait`, another has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

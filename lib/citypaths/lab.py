@@ -167,12 +167,17 @@ def train_arm(
     settings: TrainSettings,
     model_settings: dict[str, Any],
     evaluate: Evaluate | None = None,
+    name: str = "rnn",
 ) -> Trained:
-    """Train (or load) one arm under a folder named after everything that decides its outcome."""
+    """Train (or load) one arm under a folder named after everything that decides its outcome.
+
+    `name` is the model's in `citypaths.models`. How many processes train decides nothing.
+    """
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    key = digest({"model": model_settings, "train": trained, "data": dataset.recipe.to_json()})
-    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{key}"
-    return train("rnn", dataset, folder, settings, model_settings, evaluate, device())
+    decides = {"model": model_settings, "train": trained, "data": dataset.recipe.to_json()}
+    decides |= {} if name == "rnn" else {"name": name}
+    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{digest(decides)}"
+    return train(name, dataset, folder, settings, model_settings, evaluate, device())
 
 
 def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
