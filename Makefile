@@ -15,8 +15,9 @@ REPORT := reports/$(SIZE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 TINY := data/executed/nbval-tiny
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-# Neither the runner nor the benchmark changes a result.
-SOURCES := $(filter-out %/runner.py %/bench.py,$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
+# Neither the runner nor the benchmark changes a result, nor where it is made.
+ASIDE := runner bench workers cluster sweeps apart
+SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lab report lint tables strip bench clean
