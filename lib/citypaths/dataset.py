@@ -27,6 +27,7 @@ from citypaths.memory import require_memory
 from citypaths.paths import Paths
 from citypaths.shortest_paths import Block, in_blocks, over_blocks
 from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, pair_drawer
+from citypaths.workers import Where, connected, spread_over_graph
 
 VERSION = 1
 REMEDY = "delete the folder; notebook 02-shortest-path-dataset makes it"
@@ -173,33 +174,63 @@ def _cover(bits, n, tokens, offsets, part):
 
 
 def make_dataset(
-    graph: CityGraph, recipe: Recipe, folder: Path, targets_per_shard: int = 256
+    graph: CityGraph,
+    recipe: Recipe,
+    folder: Path,
+    targets_per_shard: int = 256,
+    client: Where = None,
 ) -> Dataset:
     """Write the dataset of `recipe` into `folder`, or finish what an interrupted run began.
+
+    The bytes are the same wherever the shards are made; only this process writes them.
+
+    Args:
+        client: None makes the shards in this process; a `distributed.Client`, a scheduler's
+            address or "local" makes them on Dask workers (see `workers.connected`).
 
     Raises:
         DataFileError: the folder holds another recipe's shards, or a damaged manifest.
         ValueError: the recipe belongs to another graph, or `targets_per_shard` is not positive.
+        ClusterError, ImportError: the cluster cannot be used. What a worker raises is raised here;
+            the finished shards stay.
     """
     if targets_per_shard < 1:
         raise ValueError(f"targets_per_shard is a positive number, not {targets_per_shard}")
     if recipe.graph != graph.fingerprint:
         raise ValueError(f"the recipe is for graph {recipe.graph[:12]}, not {graph!r}")
-    starts = range(0, len(graph), targets_per_shard)
     with lock(folder / ".lock"):
         manifest = _begin(folder, recipe, targets_per_shard)
-        bar = tqdm(starts, desc=f"shortest paths ({recipe.split} split)", unit="shard")
-        for number, start in enumerate(bar):
-            name = f"shard-{number:04d}.arrow"
-            if name in manifest["shards"] and (folder / name).exists():
-                continue
-            targets = np.arange(start, min(start + targets_per_shard, len(graph)))
-            rows = sample_rows(graph, recipe, targets)
-            manifest["shards"][name] = _write_shard(folder / name, rows, len(graph))
+        for name, content, entry in _missing_shards(graph, recipe, folder, manifest, client):
+            with atomic_write(folder / name) as part:
+                part.write_bytes(content)
+            manifest["shards"][name] = entry
             write_json(folder / "manifest.json", manifest)
         if not manifest["complete"]:
             write_json(folder / "manifest.json", manifest | {"complete": True})
     return open_dataset(folder, graph)
+
+
+def _missing_shards(
+    graph: CityGraph, recipe: Recipe, folder: Path, manifest: dict, client: Where
+) -> Iterator[tuple[str, bytes, dict]]:
+    """Yield name, bytes and manifest entry of every shard that is not there, as they are made."""
+    step = manifest["targets_per_shard"]
+    names = {a: f"shard-{i:04d}.arrow" for i, a in enumerate(range(0, len(graph), step))}
+    made = {name for name in manifest["shards"] if (folder / name).exists()}
+    jobs = [(recipe, start, step) for start, name in names.items() if name not in made]
+    label = f"shortest paths ({recipe.split} split)"
+    bar = tqdm(desc=label, unit="shard", total=len(names), initial=len(names) - len(jobs))
+    with bar, connected(client if jobs else None) as cluster:
+        for job, fetch in spread_over_graph(cluster, _make_shard, graph, jobs):
+            yield names[job[1]], *fetch()
+            bar.update()
+
+
+def _make_shard(graph: CityGraph, recipe: Recipe, start: int, targets: int) -> tuple[bytes, dict]:
+    """The bytes and the manifest entry of one shard: all that decides them is given."""
+    mine = np.arange(start, min(start + targets, len(graph)), dtype=np.int32)
+    rows = sample_rows(graph, recipe, mine, threads=1)
+    return _encode_shard(rows, len(graph))
 
 
 def sample_rows(
@@ -277,7 +308,7 @@ def _recorded_recipe(folder: Path, manifest: dict) -> Recipe:
         raise DataFileError(message) from None
 
 
-def _write_shard(path: Path, rows: Rows, cities: int) -> dict:
+def _encode_shard(rows: Rows, cities: int) -> tuple[bytes, dict]:
     ids = pa.uint16() if cities <= 65_535 else pa.uint32()
     tokens = pa.array(rows.paths.tokens).cast(ids)
     columns = {
@@ -289,16 +320,14 @@ def _write_shard(path: Path, rows: Rows, cities: int) -> dict:
     }
     table = pa.table(columns)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with atomic_write(path) as part:
-        with (
-            pa.OSFile(str(part), "wb") as file,
-            pa.ipc.new_file(file, table.schema, options=options) as w,
-        ):
-            w.write_table(table)
-        checksum = sha256(part)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
     counts = np.bincount(rows.part, minlength=3)[[TRAIN, VALID, TEST]].tolist()
     entry = dict(zip(PARTS, counts, strict=True))
-    return entry | {"tokens": len(rows.paths.tokens), "sha256": checksum}
+    entry |= {"tokens": len(rows.paths.tokens), "sha256": hashlib.sha256(content).hexdigest()}
+    return content, entry
 
 
 def _read_shard(folder: Path, entry: dict) -> Rows:

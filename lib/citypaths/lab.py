@@ -21,6 +21,7 @@ from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
 from citypaths.sizes import Size, digest
 from citypaths.splits import Split, recipe_for
 from citypaths.train import Evaluate, Trained, TrainSettings, train
+from citypaths.workers import Where
 
 
 def device() -> torch.device:
@@ -50,9 +51,17 @@ def size_graph(size: Size, *, make: bool = False) -> CityGraph:
 
 
 def size_dataset(
-    size: Size, graph: CityGraph, split: Split = "pair", *, make: bool = False
+    size: Size,
+    graph: CityGraph,
+    split: Split = "pair",
+    *,
+    make: bool = False,
+    client: Where = None,
 ) -> Dataset:
-    """Return a size's dataset for a split; with `make`, generate it when it is not whole."""
+    """Return a size's dataset for a split; with `make`, generate it when it is not whole.
+
+    `client` names the Dask workers that generate it; without one, this process does.
+    """
     folder = size.folder / f"spd-{split}-{graph.fingerprint[:8]}"
     try:
         return open_dataset(folder, graph)
@@ -60,7 +69,7 @@ def size_dataset(
         if not make:
             raise
     goals = {"train": size.train, "valid": size.valid, "test": size.test}
-    return make_dataset(graph, recipe_for(graph, split=split, **goals), folder)
+    return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
 
 
 @dataclass(frozen=True, eq=False)

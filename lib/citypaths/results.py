@@ -92,7 +92,7 @@ def record(
         **shared,
     }
     complete = [{**names, **row} for row in rows]
-    for row in complete:
+    for row in complete:  # before they are made plain: an infinite rate is no missing one
         _check(row)
     changed = settings_of(size) != settings_of(SIZES.get(size.name, size))
     run = f"{notebook}-{size.name}-seed{seed}" + (
@@ -101,7 +101,24 @@ def record(
     body = {"run": run, "rows": [_plain(row) for row in complete], "settings": settings_of(size)}
     body["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
-    path = reports_dir() / "runs" / f"{run}.json"
+    return file_record(body)
+
+
+def file_record(body: dict[str, Any]) -> Path:
+    """Write the JSON of a run that was recorded here or elsewhere, and rebuild the CSV.
+
+    Args:
+        body: what `record` writes: at least `run` and `rows`.
+
+    Raises:
+        ValueError: a run whose name is no file name, an unknown column or regime, or a rate
+            outside [0, 1].
+    """
+    if not re.fullmatch(r"\w[\w.-]*", body["run"]):
+        raise ValueError(f"a run is named with letters, digits, dots and dashes: {body['run']!r}")
+    for row in body["rows"]:
+        _check(row)
+    path = reports_dir() / "runs" / f"{body['run']}.json"
     with lock(reports_dir() / "runs" / ".lock"):
         write_json(path, body)
         _write_csv()
@@ -145,13 +162,17 @@ def load_results() -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted((reports_dir() / "runs").glob("*.json")):
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            rows += [row | {"run": body["run"]} for row in body["rows"]]
+            rows += rows_of(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
             ) from error
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def rows_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the ledger's rows of one recorded run."""
+    return [row | {"run": body["run"]} for row in body["rows"]]
 
 
 def _write_csv() -> None:

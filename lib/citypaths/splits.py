@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -176,6 +177,7 @@ def _draw(targets, next_city, state, edges, ordered, by_target, by_source):
     return source[:rows], row[:rows], part[:rows]
 
 
+@lru_cache(maxsize=8)
 def held_cities(recipe: Recipe, graph: CityGraph) -> np.ndarray:
     """Return which cities the `target` or `region` split holds out, bool [cities].
 
