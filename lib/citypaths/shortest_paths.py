@@ -30,6 +30,7 @@ from citypaths.memory import free_memory, require_memory
 from citypaths.paths import Paths
 
 BLOCK = 128  # targets relaxed together: rows of 1 KiB
+ROOM = 2**25  # tokens
 Result = TypeVar("Result")
 
 
@@ -167,7 +168,7 @@ class Block:
         self.number = -1
         self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
         self._turned = np.empty(packed.cities * width, packed.ids)
-        self._tokens = np.empty(1024, packed.ids)
+        self._room, self._last = np.empty(0, packed.ids), 0
 
     def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
         size, self.targets = len(graph) * len(targets), targets
@@ -187,8 +188,17 @@ class Block:
         return turned
 
     def follow(self, by_target: np.ndarray, sources: np.ndarray, trees: np.ndarray) -> Paths:
-        """Return the path from each source [m] in the tree [m] of the same place."""
-        tokens, offsets, self._tokens = _follow(by_target, sources, trees, self._tokens)
+        """Return the path from each source [m] in the tree [m] of the same place.
+
+        Paths of several blocks share an array of `ROOM` tokens or more: one large allocation, in
+        huge pages, takes a fraction of the time of many small ones.
+        """
+        if len(self._room) < 1.2 * self._last:
+            self._room = np.empty(ROOM, self._room.dtype)
+        while (offsets := _follow(by_target, sources, trees, self._room))[-1] < 0:
+            self._room = np.empty(max(ROOM, 2 * len(self._room)), self._room.dtype)
+        self._last = int(offsets[-1])
+        tokens, self._room = np.split(self._room, [self._last])
         return Paths(tokens, offsets)
 
 
@@ -279,24 +289,27 @@ def paths(trees: Trees, pairs) -> Paths:
     lost = ~np.isfinite(trees.mm[pairs[:, 0], columns])
     if lost.any():
         raise ValueError("target {1} cannot be reached from source {0}".format(*pairs[lost][0]))
-    scratch = np.empty(1024, trees.next_city.dtype)
-    tokens, offsets, _ = _follow(trees.next_city.T, pairs[:, 0], columns, scratch)
-    return Paths(tokens.astype(np.int32), offsets)
+    room = np.empty(0, trees.next_city.dtype)
+    while (offsets := _follow(trees.next_city.T, pairs[:, 0], columns, room))[-1] < 0:
+        room = np.empty(2 * len(room) + 64 * len(pairs), room.dtype)
+    return Paths(room[: offsets[-1]].astype(np.int32), offsets)
 
 
 @njit(cache=True, nogil=True)
-def _follow(by_target, sources, trees, scratch):
+def _follow(by_target, sources, trees, room):
+    """Write paths into `room` and return their offsets; the last is negative where it is full."""
     cities, total = by_target.shape[1], 0
     offsets = np.zeros(len(sources) + 1, np.int64)
     for i in range(len(sources)):
         row, city = by_target[trees[i]], np.int64(sources[i])
         while city < cities:
-            if total == len(scratch):
-                scratch = longer(scratch)
-            scratch[total] = city
+            if total == len(room):
+                offsets[-1] = -1
+                return offsets
+            room[total] = city
             city, total = np.int64(row[city]), total + 1
         offsets[i + 1] = total
-    return scratch[:total].copy(), offsets, scratch
+    return offsets
 
 
 @njit(cache=True, nogil=True)
