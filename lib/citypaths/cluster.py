@@ -78,7 +78,7 @@ def command_line(options: argparse.Namespace) -> str:
     out = options.out or data_dir() / "executed" / f"sweep-{options.notebook.stem}"
     limits = {"timeout": options.timeout, "threads": options.threads}
     rows = sweep(options.notebook, grid, out, options.client, **limits)
-    return f"{len(rows)} ledger rows of {rows['run'].nunique()} recorded runs; copies in {out}"
+    return f"{len(rows)} ledger rows; executed copies in {out}"
 
 
 def main(arguments: list[str] | None = None) -> int:

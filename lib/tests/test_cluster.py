@@ -142,6 +142,24 @@ def slow_disk(monkeypatch):
 
 
 @pytest.fixture
+def long_tasks(monkeypatch, tmp_path):
+    """Let a shard take long enough for every worker to be given some; they leave their marks."""
+    real, marks = dataset._make_shard, tmp_path
+
+    def slowly(*given):
+        (marks / f"{os.getpid()}.mark").touch()
+        time.sleep(0.06)
+        return real(*given)
+
+    monkeypatch.setattr(dataset, "_make_shard", slowly)
+
+
+def took_part(folder: Path) -> set[int]:
+    """The processes that made shards."""
+    return {int(path.stem) for path in folder.glob("*.mark")}
+
+
+@pytest.fixture
 def nowhere():
     """An address where nobody listens."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
@@ -181,47 +199,39 @@ def meanwhile(function, *args):
 
 
 def test_one_worker_or_two_write_the_bytes_of_none(
-    loopback, tiny_dataset, tennessee, tmp_path, monkeypatch
+    loopback, long_tasks, tiny_dataset, tennessee, tmp_path
 ):
-    real, marks = dataset._make_shard, tmp_path
     args = (tennessee, tiny_dataset.recipe)
-
-    def watched(*given):
-        (marks / f"{os.getpid()}.mark").touch()
-        time.sleep(0.1)  # long enough for a second worker to be worth its while
-        return real(*given)
-
     one = make_dataset(*args, tmp_path / "1", 16, loopback.need(1))
-    monkeypatch.setattr(dataset, "_make_shard", watched)
+    assert len(took_part(tmp_path)) == 1
     loopback.need(2)
     two = make_dataset(*args, tmp_path / "2", 16, loopback.client)
+    assert took_part(tmp_path) == {worker.pid for worker in loopback.workers.values()}
     assert digests(one.folder) == digests(two.folder) == digests(tiny_dataset.folder)
     assert len(digests(one.folder)) == 25 and one.counts == tiny_dataset.counts
-    both = {f"{worker.pid}.mark" for worker in loopback.workers.values()}
-    assert {path.name for path in tmp_path.glob("*.mark")} == both
 
 
 def test_a_killed_worker_changes_no_byte(
-    loopback, pair, slow_disk, plain, tiny_dataset, tennessee, tmp_path
+    loopback, pair, plain, long_tasks, tiny_dataset, tennessee, tmp_path
 ):
     name, doomed = list(loopback.workers.items())[-1]
-    seen = {}
+    folder, seen = tmp_path / "spd", {}
 
     def kill_midway() -> None:
-        wait_until(lambda: len(shards(tmp_path)) >= 20)
+        wait_until(lambda: len(shards(folder)) >= 20 and doomed.pid in took_part(tmp_path))
         doomed.send_signal(signal.SIGSTOP)  # so that what it has in hand stays there
         try:
             wait_until(lambda: loopback.in_hand(name), 20)
             seen["lost"] = loopback.in_hand(name)
         finally:
             kill(doomed)
-        seen["written"] = len(shards(tmp_path))
+        seen["written"] = len(shards(folder))
 
     with meanwhile(kill_midway):
-        make_dataset(tennessee, tiny_dataset.recipe, tmp_path, SMALL, pair)
+        make_dataset(tennessee, tiny_dataset.recipe, folder, SMALL, pair)
     assert doomed.returncode == -signal.SIGKILL and len(loopback.known()) == 1
-    assert seen["lost"] > 0 and 20 <= seen["written"] < SHARDS == len(shards(tmp_path))
-    assert digests(tmp_path) == plain
+    assert seen["lost"] > 0 and 20 <= seen["written"] < SHARDS == len(shards(folder))
+    assert digests(folder) == plain
     log.info("SIGKILL: %(lost)d shards in hand, %(written)d written", seen)
     log.info("%d shards and the manifest equal those made without workers", len(plain) - 1)
 
