@@ -121,9 +121,8 @@ def _all_paths() -> tuple[float, int, int, int, int]:
     draw = pair_drawer(Recipe(graph.fingerprint, 0, "pair", NATIONAL_PATHS / 196.83e6, 0, 0), graph)
 
     def sampled(block: Block) -> Paths:
-        by_target = block.by_target()
-        source, tree, _ = draw(block.targets, by_target)
-        return block.follow(by_target, source, tree)
+        source, tree, _ = draw(block.targets, block.next_city)
+        return block.follow(source, tree)
 
     blocks = in_blocks(np.arange(len(graph), dtype=np.int32))
     found = list(over_blocks(graph, blocks[::40], sampled))  # compile

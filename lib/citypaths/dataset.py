@@ -243,9 +243,8 @@ def sample_rows(
     draw = pair_drawer(recipe, graph)
 
     def rows_of(block: Block) -> Rows:
-        by_target = block.by_target()
-        source, tree, part = draw(block.targets, by_target)
-        found = block.follow(by_target, source, tree)
+        source, tree, part = draw(block.targets, block.next_city)
+        found = block.follow(source, tree)
         mm = block.mm[source, tree].astype(np.int64)
         rows = Rows(source, block.targets[tree], mm, part, found)
         keep = admit(recipe, graph, part, found)

@@ -24,7 +24,7 @@ def unit_hash(seed: int, *keys) -> np.ndarray:
 
 
 def hash_state(seed: int, *keys) -> np.ndarray:
-    """Return the uint64 states behind `unit_hash`; `unit_hash_next` takes them one key further."""
+    """Return the uint64 states behind `unit_hash`; `hash_next` takes them one key further."""
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed % 2**64) + _GOLDEN)
         for key in keys:
@@ -36,6 +36,6 @@ _mix_compiled = njit(_mix, inline="always")
 
 
 @njit(inline="always")
-def unit_hash_next(state, key):
-    """Return, in compiled code, `unit_hash(..., key)` for the state of all keys but the last."""
-    return (_mix_compiled((state ^ np.uint64(key)) + _GOLDEN) >> np.uint64(11)) * 2.0**-53
+def hash_next(state, key):
+    """Return, in compiled code, 2^53 times `unit_hash(..., key)`, from the state before the key."""
+    return np.int64(_mix_compiled((state ^ np.uint64(key)) + _GOLDEN) >> np.uint64(11))

@@ -99,7 +99,7 @@ def pack(graph: CityGraph) -> Packed:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, next_city):
-    """Fill mm and next_city [cities, targets]; return the farthest, in millimetres."""
+    """Fill mm [cities, targets] and next_city [targets, cities]; return the farthest, in mm."""
     width, none = len(targets), base - 1
     changed, seen = np.zeros(len(indptr), np.int32), np.zeros(len(indptr), np.int32)
     due = np.zeros(len(indptr), np.bool_)
@@ -122,7 +122,7 @@ def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, 
                 edges += changed[indices[e]] > seen[a]
             fresh[edges : edges + 3] = fresh[0]
             for j in range(width):
-                row[j] = mm[a, j] + next_city[a, j] / base
+                row[j] = mm[a, j] + next_city[j, a] / base
             for e in range(0, edges, 4):  # four edges a pass spare three loads and stores of `row`
                 _relax(fresh[e], fresh[e + 1], fresh[e + 2], fresh[e + 3], indices, keys, mm, row)
             clock += 1
@@ -131,8 +131,10 @@ def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, 
                 length = np.floor(row[j])
                 nearer |= length < mm[a, j]
                 farthest = max(farthest, length if length < np.inf else 0.0)
+                row[j] = (row[j] - length) * base if length < np.inf else none
                 mm[a, j] = length
-                next_city[a, j] = np.int32((row[j] - length) * base) if length < np.inf else none
+            for j in range(width):  # apart, so that the loop above runs in vector registers
+                next_city[j, a] = np.int32(row[j])
             if nearer:
                 quiet, changed[a] = False, clock
                 due[into[into_indptr[a] : into_indptr[a + 1]]] = True
@@ -161,18 +163,19 @@ class Block:
 
     Attributes:
         number: which block it is, from 0. targets: int32 [trees].
-        mm, next_city: [cities, trees], as in `Trees`.
+        mm: [cities, trees], as in `Trees`.
+        next_city: [trees, cities], as in `Trees` but a row a tree, which fits a near cache.
     """
 
     def __init__(self, packed: Packed, width: int) -> None:
         self.number = -1
         self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
-        self._turned = np.empty(packed.cities * width, packed.ids)
         self._room, self._last = np.empty(0, packed.ids), 0
 
     def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
-        size, self.targets = len(graph) * len(targets), targets
-        self.mm, self.next_city = (table[:size].reshape(len(graph), -1) for table in self._tables)
+        n, trees, self.targets = len(graph), len(targets), targets
+        self.mm = self._tables[0][: n * trees].reshape(n, trees)
+        self.next_city = self._tables[1][: n * trees].reshape(trees, n)
         edges = (graph.indptr, graph.indices, packed.keys, packed.into_indptr, packed.into)
         farthest = _sweep(*edges, packed.orders, packed.base, targets, self.mm, self.next_city)
         if farthest >= 2**53 / packed.base:
@@ -181,13 +184,7 @@ class Block:
                 f"{graph} has a shortest path of {km:,.0f} km: too long to sum exactly"
             )
 
-    def by_target(self) -> np.ndarray:
-        """Return next_city as [trees, cities]: following a path, it stays in a near cache."""
-        turned = self._turned[: self.next_city.size].reshape(len(self.targets), -1)
-        _transpose(self.next_city, turned)
-        return turned
-
-    def follow(self, by_target: np.ndarray, sources: np.ndarray, trees: np.ndarray) -> Paths:
+    def follow(self, sources: np.ndarray, trees: np.ndarray) -> Paths:
         """Return the path from each source [m] in the tree [m] of the same place.
 
         Paths of several blocks share an array of `ROOM` tokens or more: one large allocation, in
@@ -195,7 +192,7 @@ class Block:
         """
         if len(self._room) < 1.2 * self._last:
             self._room = np.empty(ROOM, self._room.dtype)
-        while (offsets := _follow(by_target, sources, trees, self._room))[-1] < 0:
+        while (offsets := _follow(self.next_city, sources, trees, self._room))[-1] < 0:
             self._room = np.empty(max(ROOM, 2 * len(self._room)), self._room.dtype)
         self._last = int(offsets[-1])
         tokens, self._room = np.split(self._room, [self._last])
@@ -262,14 +259,14 @@ def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -
     remedy = f"{fit}; over_blocks goes through any number, a block at a time"
     what = f"{len(targets):,} trees of {graph}"
     require_memory(packed.bytes_a_tree * len(targets), what, remedy)
-    trees = Trees(targets, np.empty(shape), np.empty(shape, packed.ids))
+    mm, next_city = np.empty(shape), np.empty(shape[::-1], packed.ids)
 
     def keep(block: Block) -> None:
         columns = slice(block.number * BLOCK, block.number * BLOCK + len(block.targets))
-        trees.mm[:, columns], trees.next_city[:, columns] = block.mm, block.next_city
+        mm[:, columns], next_city[columns] = block.mm, block.next_city
 
     deque(over_blocks(graph, in_blocks(targets), keep, threads), maxlen=0)
-    return trees
+    return Trees(targets, mm, next_city.T)
 
 
 def paths(trees: Trees, pairs) -> Paths:
@@ -296,12 +293,12 @@ def paths(trees: Trees, pairs) -> Paths:
 
 
 @njit(cache=True, nogil=True)
-def _follow(by_target, sources, trees, room):
+def _follow(next_city, sources, trees, room):
     """Write paths into `room` and return their offsets; the last is negative where it is full."""
-    cities, total = by_target.shape[1], 0
+    cities, total = next_city.shape[1], 0
     offsets = np.zeros(len(sources) + 1, np.int64)
     for i in range(len(sources)):
-        row, city = by_target[trees[i]], np.int64(sources[i])
+        row, city = next_city[trees[i]], np.int64(sources[i])
         while city < cities:
             if total == len(room):
                 offsets[-1] = -1
@@ -318,16 +315,6 @@ def longer(array):
     copy = np.empty(2 * len(array), array.dtype)
     copy[: len(array)] = array
     return copy
-
-
-@njit(cache=True, nogil=True)
-def _transpose(table, out):
-    """Write the transpose of a table in tiles that fit a near cache."""
-    rows, columns = table.shape
-    for top in range(0, rows, 64):
-        for j in range(columns):
-            for i in range(top, min(rows, top + 64)):
-                out[j, i] = table[i, j]
 
 
 def count_reachable(graph: CityGraph, block: int = BLOCK) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from citypaths.graph import CityGraph
-from citypaths.hashing import hash_state, unit_hash, unit_hash_next
+from citypaths.hashing import hash_next, hash_state, unit_hash
 from citypaths.paths import Paths
 from citypaths.shortest_paths import Trees, count_reachable, longer, paths, shortest_path_trees
 
@@ -138,19 +138,20 @@ def pair_drawer(recipe: Recipe, graph: CityGraph) -> Drawer:
     state = hash_state(recipe.seed, ids)
     edges = np.cumsum([recipe.test_rate, recipe.valid_rate, recipe.train_rate])
     edges[-1] += 1e-12 if edges[-1] >= 1 else 0
+    limits = np.ceil(edges * 2**53).astype(np.int64)
     held = held_cities(recipe, graph) if recipe.split in ("target", "region") else None
     by_target = held if held is not None else np.zeros(0, bool)
     by_source = by_target if recipe.split == "region" else np.zeros(0, bool)
 
     def draw(targets: np.ndarray, next_city: np.ndarray):
         switches = recipe.split == "ordered", by_target, by_source
-        return _draw(targets, next_city, state, edges, *switches)
+        return _draw(targets, next_city, state, limits, *switches)
 
     return draw
 
 
 @njit(cache=True, nogil=True)
-def _draw(targets, next_city, state, edges, ordered, by_target, by_source):
+def _draw(targets, next_city, state, limits, ordered, by_target, by_source):
     trees, cities = next_city.shape
     source, row = np.empty(1024, np.int32), np.empty(1024, np.int32)
     part, rows = np.empty(1024, np.uint8), 0
@@ -160,12 +161,12 @@ def _draw(targets, next_city, state, edges, ordered, by_target, by_source):
             last -= 1
         for s in range(last + 1):
             if ordered or s < target:
-                u = unit_hash_next(state[s], target)
+                u = hash_next(state[s], target)
             else:
-                u = unit_hash_next(state[target], s)
-            if u >= edges[2] or next_city[t, s] >= cities:
+                u = hash_next(state[target], s)
+            if u >= limits[2] or next_city[t, s] >= cities:
                 continue
-            drawn = TEST if u < edges[0] else VALID if u < edges[1] else TRAIN
+            drawn = TEST if u < limits[0] else VALID if u < limits[1] else TRAIN
             if len(by_target):
                 inside = by_target[target] or (len(by_source) > 0 and by_source[s])
                 if inside != (drawn == TEST):

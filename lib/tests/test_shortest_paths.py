@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from citypaths import memory
+from citypaths import memory, shortest_paths
 from citypaths.graph import CityGraph, build_graph, jittered, rounded
 from citypaths.paths import Paths
 from citypaths.shortest_paths import (
@@ -246,24 +246,27 @@ def test_threads_change_nothing(oriented_tennessee, threads):
     graph = rounded(oriented_tennessee, 1.0)
     blocks = in_blocks(np.arange(len(graph), dtype=np.int32), 29)
     tables = list(over_blocks(graph, blocks, lambda block: block.next_city.copy(), threads))
-    np.testing.assert_array_equal(np.concatenate(tables, 1), all_trees(graph).next_city)
+    np.testing.assert_array_equal(np.concatenate(tables), all_trees(graph).next_city.T)
 
 
-def test_a_block_reads_the_same_either_way(oriented_tennessee):
-    """By city or by target, and paths are those of the trees."""
+def test_paths_of_blocks_are_those_of_the_trees(oriented_tennessee, monkeypatch):
+    """Also where the array that several blocks share is full after each."""
     graph, trees = oriented_tennessee, all_trees(oriented_tennessee)
-    source, tree = np.nonzero(trees.reachable)
+    source, target = np.nonzero(trees.reachable)
+    expected = paths(trees, np.stack([source, target], 1))
+    for room in (2**25, 100):
+        monkeypatch.setattr(shortest_paths, "ROOM", room)
+        blocks = in_blocks(np.arange(len(graph), dtype=np.int32), 50)
 
-    def turned(block):
-        mine = block.follow(by_target := block.by_target(), source, tree)
-        return by_target.copy(), mine
+        def walk(block):
+            mine = np.flatnonzero(np.isin(target, block.targets))
+            return mine, block.follow(source[mine], target[mine] - block.targets[0])
 
-    (by_target, found), *rest = over_blocks(graph, [trees.targets], turned)
-    assert not rest
-    np.testing.assert_array_equal(by_target, trees.next_city.T)
-    expected = paths(trees, np.stack([source, tree], 1))
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.offsets, expected.offsets)
+        found = list(over_blocks(graph, blocks, walk))
+        order = np.concatenate([mine for mine, _ in found])
+        joined = Paths.concatenate([some for _, some in found]).take(np.argsort(order))
+        np.testing.assert_array_equal(joined.tokens, expected.tokens)
+        np.testing.assert_array_equal(joined.offsets, expected.offsets)
 
 
 def test_an_error_in_a_block_ends_the_walk(oriented_tennessee):
