@@ -15,7 +15,16 @@ from typing import Any
 
 import pandas as pd
 
-from citypaths.files import DataFileError, atomic_write, lock, project_root, reports_dir, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    lock,
+    project_root,
+    remove_parts,
+    reports_dir,
+    sealed,
+    write_json,
+)
 from citypaths.sizes import SIZES, Size, digest, settings_of
 
 COLUMNS = (
@@ -58,6 +67,7 @@ COLUMNS = (
 )
 REGIMES = ("closed_book", "checked", "open_map")
 RATES = (*COLUMNS[COLUMNS.index("legal") : COLUMNS.index("hard_queries")], "hard_success")
+UNSEALED = {"run", "rows", "settings", "versions", "machine"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 
 
@@ -103,7 +113,9 @@ def record(
     body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
     path = reports_dir() / "runs" / f"{run}.json"
     with lock(reports_dir() / "runs" / ".lock"):
-        write_json(path, body)
+        remove_parts(path.parent)
+        remove_parts(reports_dir(), "results.csv")
+        write_json(path, sealed(body))
         _write_csv()
     return path
 
@@ -145,13 +157,23 @@ def load_results() -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted((reports_dir() / "runs").glob("*.json")):
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            rows += [row | {"run": body["run"]} for row in body["rows"]]
-        except (ValueError, KeyError, TypeError) as error:
+            rows += _rows_of(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
             ) from error
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _rows_of(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    """The checked rows of a run's JSON; runs recorded by an older version carry no checksum."""
+    if set(body) != UNSEALED and body != sealed(body):
+        raise ValueError("it fails its checksum")
+    if body["run"] != run:
+        raise ValueError(f"it is a copy of {body['run']}")
+    for row in body["rows"]:
+        _check(row)
+    return [row | {"run": run} for row in body["rows"]]
 
 
 def _write_csv() -> None:

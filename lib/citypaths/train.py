@@ -21,7 +21,15 @@ from tqdm import tqdm
 from citypaths.batches import Batch, Batches
 from citypaths.compute import training_flops
 from citypaths.dataset import Dataset
-from citypaths.files import DataFileError, atomic_write, lock, read_json, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    lock,
+    read_sealed,
+    remove_parts,
+    sealed,
+    write_json,
+)
 from citypaths.models import PathModel, build
 
 LOG_EVERY = 20
@@ -228,21 +236,27 @@ class _Run:
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        # The history goes first: beside a finished checkpoint, which is final, it is whole.
+        head = self._save_history()
+        with atomic_write(self._file) as part:
+            copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            head["sha256"] = _digest(head, copies)
+            try:
+                save_file(copies, part, metadata={"run": json.dumps(head)})
+            except SafetensorError as error:  # such as a full disk
+                raise OSError(str(error)) from error
+
+    def _save_history(self) -> dict:
         counters = {
             k: getattr(self, k) for k in ("step", "tokens", "seconds", "finished", "history")
         }
         head = {"identity": self.identity, "position": self.batches.position, **counters}
-        # The history goes first: beside a finished checkpoint, which is final, it is whole.
-        write_json(self.folder / "history.json", {**head, "position": list(self.batches.position)})
-        with atomic_write(self._file) as part:
-            copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            head["sha256"] = _digest(head, copies)
-            save_file(copies, part, metadata={"run": json.dumps(head)})
+        write_json(self.folder / "history.json", sealed(head))
+        return head
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one."""
-        for stale in self.folder.glob(".*.part"):  # of a run that was killed: the lock is ours
-            stale.unlink()
+        remove_parts(self.folder)
         if not self._file.exists():
             return
         head, tensors = read_checkpoint(self._file)
@@ -263,6 +277,8 @@ class _Run:
         for key in ("step", "tokens", "seconds", "finished", "history"):
             setattr(self, key, head[key])
         self.batches.position = tuple(head["position"])
+        if not (self.folder / "history.json").exists():
+            self._save_history()
 
 
 def _weights(model: PathModel) -> dict[str, Tensor]:
@@ -292,7 +308,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
             head = json.loads(file.metadata()["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             checksum = head.pop("sha256", None)
-            if checksum not in (None, _digest(head, tensors)):  # None: written by an older version
+            if checksum != _digest(head, tensors):
                 raise ValueError("it fails its checksum")
             return head, tensors
     except FileNotFoundError:
@@ -309,7 +325,8 @@ def load_weights(model: PathModel, tensors: dict[str, Tensor]) -> None:
     for name, value in _weights(model).items():
         stored = tensors.get(f"model.{name}")
         if stored is None or stored.shape != value.shape:
-            raise DataFileError(f"the checkpoint does not fit the model at {name}")
+            message = f"the checkpoint does not fit the model at {name}: delete it to train anew"
+            raise DataFileError(message)
         value.copy_(stored)
 
 
@@ -317,7 +334,8 @@ def load_trained(folder: Path, graph, device: torch.device | str = "cpu") -> Pat
     """Rebuild the model a training folder holds, with its trained weights, in evaluation mode."""
     head, tensors = read_checkpoint(folder / "checkpoint.safetensors")
     if head["identity"]["dataset"]["graph"] != graph.fingerprint:
-        raise DataFileError(f"{folder} was trained on another graph than {graph!r}")
+        message = f"{folder} was trained on another graph than {graph!r}: load that graph, or "
+        raise DataFileError(f"{message}delete the folder to train anew")
     model = build(head["identity"]["model"].pop("model"), graph, **head["identity"]["model"])
     load_weights(model, tensors)
     return model.to(device).eval()
@@ -325,7 +343,7 @@ def load_trained(folder: Path, graph, device: torch.device | str = "cpu") -> Pat
 
 def load_history(folder: Path) -> pd.DataFrame:
     """Return the evaluations of a training folder, one row each."""
-    return pd.DataFrame(read_json(folder / "history.json", "training")["history"])
+    return pd.DataFrame(read_sealed(folder / "history.json", "training")["history"])
 
 
 @torch.no_grad()
