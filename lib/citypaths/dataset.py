@@ -24,6 +24,7 @@ from citypaths.files import (
     DataFileError,
     atomic_write,
     lock,
+    npz_fault,
     read_json,
     read_sealed,
     remove_parts,
@@ -144,7 +145,7 @@ def _read_flags(path: Path, rows: int, shards: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as file:
             flags, of = file["flags"], str(file["shards"])
     except Exception as error:  # a damaged zip fails in many ways
-        message = f"{path} is damaged ({error}): delete it; the next run makes it"
+        message = f"{path} is damaged ({npz_fault(error)}): delete it; the next run makes it"
         raise DataFileError(message) from None
     if flags.shape != (rows,) or flags.dtype != bool or of != shards:
         raise DataFileError(f"{path} does not fit the dataset: delete it; the next run makes it")

@@ -99,6 +99,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def npz_fault(error: Exception) -> str:
+    """Say why a .npz file was refused, without numpy's advice to unpickle it."""
+    return "it holds no plain arrays" if "pickle" in str(error) else str(error)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, whole or not at all."""
     with atomic_write(path) as part:

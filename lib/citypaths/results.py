@@ -128,7 +128,8 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
     for name in RATES:
         value = row.get(name)
-        if value is not None and not (math.isnan(value) or 0 <= value <= 1):
+        number = value is None or hasattr(value, "__float__")
+        if not number or not (value is None or math.isnan(value) or 0 <= value <= 1):
             raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
 
 
@@ -158,7 +159,7 @@ def load_results() -> pd.DataFrame:
     for path in sorted((reports_dir() / "runs").glob("*.json")):
         try:
             rows += _rows_of(json.loads(path.read_text(encoding="utf-8")), path.stem)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
             ) from error
@@ -167,6 +168,8 @@ def load_results() -> pd.DataFrame:
 
 def _rows_of(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
     """The checked rows of a run's JSON; runs recorded by an older version carry no checksum."""
+    if not isinstance(body, dict):
+        raise ValueError("it holds no rows")
     if set(body) != UNSEALED and body != sealed(body):
         raise ValueError("it fails its checksum")
     if body["run"] != run:

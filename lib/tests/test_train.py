@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-import citypaths
 from citypaths import train as train_module
 from citypaths.batches import IGNORE, Batches, batch_of
 from citypaths.compute import training_flops
@@ -191,64 +188,6 @@ def test_a_stop_between_the_two_files_loses_no_history(tiny_dataset, tmp_path, m
     trained = train("rnn", tiny_dataset, tmp_path, settings, SMALL)
     assert_frame_equal(load_history(tmp_path), trained.history, check_like=True)
     assert not list(tmp_path.glob("*.part"))
-
-
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-import torch._dynamo  # an optimizer imports it; once here saves seconds in every child
-from citypaths.dataset import open_dataset
-from citypaths.graph import load_graph
-from citypaths.train import TrainSettings, train
-
-root = Path(sys.argv[1])
-graph = load_graph(root / "graph.npz")
-dataset = open_dataset(Path(sys.argv[2]), graph)
-settings = TrainSettings(
-    steps=100, batch_tokens=256, evaluations=5, save_seconds=0, own_input=0.2, hindsight=0.3
-)
-
-def start(folder):
-    child = os.fork()
-    if child:
-        return child
-    torch.set_num_threads(1)
-    options = {"width": 8, "dropout": 0.2, "endpoints": "prefix"}
-    train("rnn", dataset, root / folder, settings, options)
-    os._exit(0)
-
-began = time.monotonic()
-assert os.waitpid(start("whole"), 0)[1] == 0
-whole, kills, draw = time.monotonic() - began, 0, random.Random(int(sys.argv[3]))
-while True:
-    child, limit = start("killed"), time.monotonic() + whole * draw.uniform(0.1, 0.6)
-    while time.monotonic() < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, status
-            sys.exit(print(kills))
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-    assert kills < 100
-"""
-
-
-def test_a_killed_run_ends_with_the_same_bits(tiny_dataset, tmp_path):
-    tiny_dataset.graph.save(tmp_path / "graph.npz")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, tmp_path, tiny_dataset.folder, "5"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(citypaths.__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 1
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert not [path for path in (tmp_path / "killed").iterdir() if path.suffix == ".part"]
 
 
 # When it goes wrong
