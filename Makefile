@@ -15,8 +15,9 @@ REPORT := reports/$(SIZE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 TINY := data/executed/nbval-tiny
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
-# Neither the runner nor the benchmark changes a result.
-SOURCES := $(filter-out %/runner.py %/bench.py,$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
+# Command lines and the benchmark change no result, nor does the place where it is made.
+ASIDE := runner bench training workers cluster sweeps apart
+SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test soak lab report lint tables strip bench clean

@@ -1,10 +1,24 @@
-"""Speed, as ratios against a peer measured in the same run (`make bench`)."""
+"""Speed and memory, as ratios against a peer measured in the same run (`make bench`).
+
+    python -m citypaths.bench [trees] [paths] [dataset] [batches] [decoding] [training]
+
+Every part prints a Markdown table; all of them go to `reports/bench.md`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+import platform
+import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -12,11 +26,20 @@ import torch
 from scipy.sparse.csgraph import dijkstra
 
 from citypaths import search
+from citypaths.batches import Batches
 from citypaths.cities import load_cities
+from citypaths.dataset import Dataset, make_dataset, sample_rows
+from citypaths.device_trees import DeviceTrees
+from citypaths.files import atomic_write, reports_dir
 from citypaths.graph import CityGraph, Orientation, build_graph
 from citypaths.models import build
-from citypaths.shortest_paths import shortest_path_trees
+from citypaths.paths import Paths
+from citypaths.shortest_paths import Block, in_blocks, over_blocks, shortest_path_trees
+from citypaths.splits import Recipe, pair_drawer
 from citypaths.survey import draw_sample
+
+Line = tuple[str, str, str]
+NATIONAL_PATHS = 10_000_000
 
 
 def seconds(call: Callable[[], object], repeats: int = 3) -> float:
@@ -30,50 +53,198 @@ def seconds(call: Callable[[], object], repeats: int = 3) -> float:
     return float(np.median(times))
 
 
-def bench_trees(graph: CityGraph, trees: int = 128) -> list[tuple[str, float, float]]:
-    """Time a tree of all sources for a random target: ours, scipy, networkx (distances only)."""
+def copy_bandwidth(size: int = 2**28) -> float:
+    """Return bytes read and written a second by a copy between two arrays in memory."""
+    source, sink = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    return 2 * size / seconds(lambda: np.copyto(sink, source), 5)
+
+
+def national(orientation: Orientation = "eastward") -> CityGraph:
+    """Return the contiguous United States at 75 km."""
+    return build_graph(load_cities(), 75, orientation)
+
+
+def bench_trees() -> list[Line]:
+    """Time a tree with next cities for random targets: ours, scipy, networkx, and the GPU."""
+    return _tree_lines("eastward") + _tree_lines("two_way")
+
+
+def _tree_lines(orientation: Orientation, trees: int = 512) -> list[Line]:
+    graph, name = national(orientation), f"tree, {orientation}"
     targets = np.sort(np.random.default_rng(0).choice(len(graph), trees, replace=False))
+    few, one = targets[:: trees // 32], int(targets[trees // 2])
     reverse = graph.sparse().T.tocsr()
     digraph = graph.to_networkx().reverse(copy=False)
-
-    def with_networkx() -> None:
-        nx.single_source_dijkstra_path_length(digraph, int(targets[trees // 2]))
-
-    few = targets[:: trees // 16]
     ours = seconds(lambda: shortest_path_trees(graph, targets)) / trees
     scipy = seconds(lambda: dijkstra(reverse, indices=few, return_predecessors=True)) / len(few)
+    slow = seconds(lambda: nx.dijkstra_predecessor_and_distance(digraph, one), 1)
+    lines = [(f"{name}, ours", f"{1000 * ours:.3f} ms", "1")]
+    lines += [(f"{name}, scipy", f"{1000 * scipy:.2f} ms", f"{scipy / ours:.1f}")]
+    lines += [(f"{name}, networkx", f"{1000 * slow:,.0f} ms", f"{slow / ours:,.0f}")]
+    return lines + ([_on_gpu(graph, ours, name)] if torch.cuda.is_available() else [])
+
+
+def _on_gpu(graph: CityGraph, ours: float, name: str, trees: int = 2048) -> Line:
+    laid = DeviceTrees(graph, "cuda")
+    targets = torch.randperm(len(graph))[:trees].sort().values.cuda()
+    gpu = seconds(lambda: (laid.sweep(targets), torch.cuda.synchronize())) / trees
+    return f"{name}, ours on the GPU", f"{1000 * gpu:.3f} ms", f"{gpu / ours:.2f}"
+
+
+def bench_paths() -> list[Line]:
+    """Time all national trees and 10 million sampled paths as tokens in memory, and scipy's trees.
+
+    Measured in a process of its own, whose largest memory is the figure reported.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        ours, paths, tokens, resident, before = fresh.submit(_all_paths).result()
+    graph = national()
+    few = np.arange(0, len(graph), len(graph) // 64)
+    reverse = graph.sparse().T.tocsr()
+    one = seconds(lambda: dijkstra(reverse, indices=few, return_predecessors=True)) / len(few)
+    scipy = one * len(graph)
+    cells = len(graph) ** 2
+    moved = cells * 10 + cells * 2 + tokens * 2  # tables written, next cities read, tokens written
+    floor = moved / copy_bandwidth()
+    memory = f"{resident / 2**30:.2f} GiB ({before / 2**30:.2f} before)"
+    count = f"{paths / 1e6:.1f} M paths, {tokens / 1e6:.0f} M tokens"
     return [
-        ("ours", ours, ours / ours),
-        ("scipy", scipy, scipy / ours),
-        ("networkx", (slow := seconds(with_networkx, 1)), slow / ours),
+        (f"all national trees and {count}, ours", f"{ours:.2f} s", "1"),
+        ("all national trees alone, scipy (64 measured)", f"{scipy:.1f} s", f"{scipy / ours:.1f}"),
+        ("floor: bytes over copy bandwidth", f"{floor:.2f} s", f"{floor / ours:.2f}"),
+        ("largest memory of the process", memory, ""),
     ]
 
 
-def bench_decoding(graph: CityGraph, queries: int = 256) -> list[tuple[str, float, float]]:
+def _all_paths() -> tuple[float, int, int, int, int]:
+    graph = national()
+    draw = pair_drawer(Recipe(graph.fingerprint, 0, "pair", NATIONAL_PATHS / 196.83e6, 0, 0), graph)
+
+    def sampled(block: Block) -> Paths:
+        by_target = block.by_target()
+        source, tree, _ = draw(block.targets, by_target)
+        return block.follow(by_target, source, tree)
+
+    blocks = in_blocks(np.arange(len(graph), dtype=np.int32))
+    found = list(over_blocks(graph, blocks[::40], sampled))  # compile
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    times = []
+    for _ in range(3):
+        del found
+        began = time.perf_counter()
+        found = list(over_blocks(graph, blocks, sampled))
+        times.append(time.perf_counter() - began)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    tokens = sum(len(paths.tokens) for paths in found)
+    return float(np.median(times)), sum(map(len, found)), tokens, largest, before
+
+
+def bench_dataset(paths: int = NATIONAL_PATHS, queries: float = 1e6) -> list[Line]:
+    """Time writing national paths as shards, and flagging a million test pairs as contained."""
+    graph = national()
+    rates = paths / 196.83e6, 0.0, queries / 196.83e6
+    recipe = Recipe(graph.fingerprint, 0, "pair", *rates)
+    with tempfile.TemporaryDirectory() as folder:
+        disk = _disk_rate(Path(folder) / "plain")
+        began = time.perf_counter()
+        dataset = make_dataset(graph, recipe, Path(folder) / "spd")
+        wrote = time.perf_counter() - began
+        sizes = sum(path.stat().st_size for path in dataset.folder.glob("*.arrow"))
+        held = sum(
+            s["tokens"] * 2 + sum(s[p] for p in ("train", "test")) * 17 for s in dataset.shards
+        )
+        rows = dataset.rows("test")
+        began = time.perf_counter()
+        share = dataset.contained(rows).mean()
+        flagged = time.perf_counter() - began
+        lines = _batch_lines(dataset)
+    count = f"{sum(dataset.counts[p] for p in ('train', 'test')) / 1e6:.1f} M"
+    rate = f"{held / wrote / 1e6:.0f} MB/s"
+    return [
+        (f"national dataset of {count} paths, written", f"{wrote:.1f} s", ""),
+        (
+            "its rows, before compression",
+            f"{held / 1e6:.0f} MB: {rate}",
+            f"{held / wrote / disk:.2f}",
+        ),
+        ("its files", f"{sizes / 1e6:.0f} MB: {sizes / wrote / 1e6:.0f} MB/s", ""),
+        ("the disk, written in sequence", f"{disk / 1e6:.0f} MB/s", "1"),
+        (f"contained or not, {len(rows):,} test pairs", f"{flagged:.1f} s ({share:.0%} are)", ""),
+        *lines,
+    ]
+
+
+def _disk_rate(path: Path, size: int = 2**29) -> float:
+    block = np.random.default_rng(0).bytes(2**24)
+    began = time.perf_counter()
+    with open(path, "wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.perf_counter() - began
+    path.unlink()
+    return size / took
+
+
+def _batch_lines(dataset: Dataset, batches: int = 2000) -> list[Line]:
+    """Paths a second of one core: gathered into shuffled batches, and sampled again instead."""
+    stream = iter(Batches(dataset, 4096))
+    next(stream)
+    began, paths = time.thread_time(), 0
+    for batch in islice(stream, batches):
+        paths += len(batch)
+    gathered = paths / (time.thread_time() - began)
+    targets = np.arange(0, len(dataset.graph), 80)
+    began = time.perf_counter()
+    again = len(sample_rows(dataset.graph, dataset.recipe, targets, threads=1))
+    sampled = again / (time.perf_counter() - began)
+    return [
+        ("paths into random batches of 4,096 tokens, a core", f"{gathered / 1e6:.2f} M/s", "1"),
+        ("paths sampled anew, a core", f"{sampled / 1e6:.2f} M/s", f"{sampled / gathered:.2f}"),
+    ]
+
+
+def bench_decoding(queries: int = 256) -> list[Line]:
     """Time greedy decoding of a query: batched, and one query at a time."""
+    graph = build_graph(load_cities(states=["NC"]), 30)
     torch.manual_seed(0)
     model = build("rnn", graph, width=128, tied=True)
     pairs = draw_sample(graph, queries).pairs[:queries]
     batched = seconds(lambda: search.greedy(model, *pairs.T, 30)) / len(pairs)
     single = seconds(lambda: search.greedy(model, *pairs[:16].T, 30, batch=1)) / 16
-    return [("batched", batched, 1.0), ("one by one", single, single / batched)]
+    return [
+        ("greedy decoding of a query, gru-128, batched", f"{1000 * batched:.2f} ms", "1"),
+        ("one by one", f"{1000 * single:.1f} ms", f"{single / batched:.1f}"),
+    ]
 
 
-def main() -> None:
-    """Print Markdown tables of seconds and of ratios to our own."""
-    nation = load_cities()
-    orientations: tuple[Orientation, ...] = ("eastward", "two_way")
-    for orientation in orientations:
-        graph = build_graph(nation, 75, orientation)
-        _print(f"shortest-path tree, {graph}", "ms a tree", bench_trees(graph))
-    small = build_graph(load_cities(states=["NC"]), 30)
-    _print(f"greedy decoding, gru-128, {small}", "ms a query", bench_decoding(small))
+PARTS: dict[str, Callable[[], list[Line]]] = {
+    "trees": bench_trees,
+    "paths": bench_paths,
+    "dataset": bench_dataset,
+    "decoding": bench_decoding,
+}
 
 
-def _print(title: str, unit: str, rows: list[tuple[str, float, float]]) -> None:
-    lines = [f"\n{title}\n", f"| | {unit} | ratio |", "|---|---|---|"]
-    lines += [f"| {name} | {1000 * value:.3f} | {ratio:.1f} |" for name, value, ratio in rows]
-    sys.stdout.write("\n".join(lines) + "\n")
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the parts asked for (default: all), print them, and file a full run."""
+    parser = argparse.ArgumentParser(prog="python -m citypaths.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    asked = parser.parse_args(arguments).parts or list(PARTS)
+    cores, torch_version = os.cpu_count(), torch.__version__
+    page = ["# Speed", "", "Generated by `make bench`; compare ratios, not times.", ""]
+    page += [f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, "]
+    page[-1] += f"torch {torch_version}. Ratios are to the line marked 1 above or below."
+    for name in asked:
+        sys.stderr.write(f"measuring {name} ...\n")
+        page += ["", f"## {name.capitalize()}", "", "| | measured | ratio |", "|---|---|---|"]
+        page += [f"| {' | '.join(line)} |" for line in PARTS[name]()]
+    text = "\n".join(page) + "\n"
+    sys.stdout.write(text)
+    if len(asked) == len(PARTS):
+        with atomic_write(reports_dir() / "bench.md") as part:
+            part.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

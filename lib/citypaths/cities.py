@@ -61,8 +61,9 @@ def load_cities(
 
     Args:
         source: "geonames" (any country, nothing to download), "simplemaps" or "census" (the US).
-        country: code or name, such as "US", "DEU" or "Japan".
-        states: codes or names ("NC", "North Carolina"); outside the US GeoNames' admin1 codes.
+        country: code or name, such as "US", "DEU" or "Japan", or "world".
+        states: codes or names ("NC", "North Carolina"); outside the US GeoNames' admin1 codes, and
+            country codes for the world.
         contiguous: leave out Alaska, Hawaii and the territories (which are countries of their own
             in GeoNames); no effect outside the US.
         min_population: people. GeoNames publishes selections, the widest from 500 people: at 500

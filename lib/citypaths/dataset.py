@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numba import njit
+from numba import get_num_threads, njit
 from tqdm import tqdm
 
 from citypaths.files import (
@@ -33,9 +34,11 @@ from citypaths.files import (
     write_json,
 )
 from citypaths.graph import CityGraph
+from citypaths.memory import require_memory
 from citypaths.paths import Paths
-from citypaths.shortest_paths import paths, shortest_path_trees
-from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, sample_pairs
+from citypaths.shortest_paths import Block, in_blocks, over_blocks
+from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, pair_drawer
+from citypaths.workers import Where, connected, spread_over_graph
 
 VERSION = 2
 MAKER = "notebook 02-shortest-path-dataset"
@@ -47,7 +50,7 @@ class Rows:
     """Queries with their shortest paths.
 
     Attributes:
-        source, target: int64 [rows]. mm: int64 [rows], optimal length in whole millimetres.
+        source, target: integers [rows]. mm: int64 [rows], optimal length in whole millimetres.
         part: uint8 [rows]. paths: Paths [rows].
     """
 
@@ -114,14 +117,28 @@ class Dataset:
         """Return whether each query lies inside a training path, either direction, bool [rows].
 
         A sub-path of a shortest path is itself a shortest path: a contained query was trained on.
+
+        Raises:
+            MemoryError: a bit for each pair of cities does not fit.
         """
         n = len(self.graph)
-        covered = np.zeros((n * n + 7) // 8, np.uint8)
-        for i in range(len(self.shards)):
-            shard = self.shard(i)
-            train = shard.paths.take(shard.part == TRAIN)
-            _cover(covered, n, train.tokens.astype(np.int64), train.offsets)
-        key = np.minimum(rows.source, rows.target) * n + np.maximum(rows.source, rows.target)
+        size = (n * n + 7) // 8
+        threads = min(get_num_threads(), len(self.shards)) if size <= 2**30 else 1
+        require_memory(threads * size, f"a bit for each pair of {n:,} cities", "take fewer cities")
+
+        def cover(first: int) -> np.ndarray:
+            bits = np.zeros(size, np.uint8)
+            for i in range(first, len(self.shards), threads):
+                shard = self.shard(i)
+                _cover(bits, n, shard.paths.tokens, shard.paths.offsets, shard.part)
+            return bits
+
+        with ThreadPoolExecutor(threads) as pool:
+            covered, *others = pool.map(cover, range(threads))
+        for bits in others:
+            np.bitwise_or(covered, bits, out=covered)
+        source, target = rows.source.astype(np.int64), rows.target.astype(np.int64)
+        key = np.minimum(source, target) * n + np.maximum(source, target)
         return (covered[key >> 3] >> (key & 7).astype(np.uint8) & 1).astype(bool)
 
     def queries(self, part: str) -> tuple[Rows, np.ndarray]:
@@ -152,52 +169,110 @@ def _read_flags(path: Path, rows: int, shards: str) -> np.ndarray:
     return flags
 
 
-@njit(cache=True)
-def _cover(bits, n, tokens, offsets):
-    for p in range(len(offsets) - 1):
-        for i in range(offsets[p], offsets[p + 1]):
-            for j in range(i + 1, offsets[p + 1]):
-                key = min(tokens[i], tokens[j]) * n + max(tokens[i], tokens[j])
+@njit(cache=True, nogil=True)
+def _cover(bits, n, tokens, offsets, part):
+    """Set the bit of every pair inside a training path.
+
+    Paths to one target form a tree: from a city that an earlier one visited, all is done.
+    """
+    visited, stamp, target = np.zeros(n, np.int32), 0, -1
+    for p in range(len(part)):
+        if part[p] != TRAIN:
+            continue
+        last = offsets[p + 1] - 1
+        if tokens[last] != target:
+            stamp, target = stamp + 1, tokens[last]
+        for i in range(offsets[p], last):
+            a = np.int64(tokens[i])
+            if visited[a] == stamp:
+                break
+            visited[a] = stamp
+            for j in range(i + 1, last + 1):
+                b = np.int64(tokens[j])
+                key = a * n + b if a < b else b * n + a
                 bits[key >> 3] |= np.uint8(1 << (key & 7))
 
 
 def make_dataset(
-    graph: CityGraph, recipe: Recipe, folder: Path, targets_per_shard: int = 256
+    graph: CityGraph,
+    recipe: Recipe,
+    folder: Path,
+    targets_per_shard: int = 256,
+    client: Where = None,
 ) -> Dataset:
     """Write the dataset of `recipe` into `folder`, or finish what an interrupted run began.
+
+    The bytes are the same wherever the shards are made; only this process writes them.
+
+    Args:
+        client: None makes the shards in this process; a `distributed.Client`, a scheduler's
+            address or "local" makes them on Dask workers (see `workers.connected`).
 
     Raises:
         DataFileError: the folder holds another recipe's shards, or a damaged manifest.
         ValueError: the recipe belongs to another graph, or `targets_per_shard` is not positive.
+        ClusterError, ImportError: the cluster cannot be used. What a worker raises is raised here;
+            the finished shards stay.
     """
     if targets_per_shard < 1:
         raise ValueError(f"targets_per_shard is a positive number, not {targets_per_shard}")
     if recipe.graph != graph.fingerprint:
         raise ValueError(f"the recipe is for graph {recipe.graph[:12]}, not {graph!r}")
-    starts = range(0, len(graph), targets_per_shard)
     with lock(folder / ".lock"):
         manifest = _begin(folder, recipe, targets_per_shard)
-        bar = tqdm(starts, desc=f"shortest paths ({recipe.split} split)", unit="shard")
-        for number, start in enumerate(bar):
-            name = f"shard-{number:04d}.arrow"
-            if name in manifest["shards"] and (folder / name).exists():
-                continue
-            targets = np.arange(start, min(start + targets_per_shard, len(graph)))
-            rows = _sample_rows(graph, recipe, targets)
-            manifest["shards"][name] = _write_shard(folder / name, rows, len(graph))
+        for name, content, entry in _missing_shards(graph, recipe, folder, manifest, client):
+            with atomic_write(folder / name) as part:
+                part.write_bytes(content)
+            manifest["shards"][name] = entry
             write_json(folder / "manifest.json", sealed(manifest))
         if not manifest["complete"]:
             write_json(folder / "manifest.json", sealed(manifest | {"complete": True}))
     return open_dataset(folder, graph)
 
 
-def _sample_rows(graph: CityGraph, recipe: Recipe, targets: np.ndarray) -> Rows:
-    trees = shortest_path_trees(graph, targets)
-    pairs, part = sample_pairs(recipe, graph, trees)
-    found = paths(trees, pairs)
-    mm = trees.mm[pairs[:, 0], pairs[:, 1] - targets[0]].astype(np.int64)
-    rows = Rows(pairs[:, 0], pairs[:, 1], mm, part, found)
-    return rows.take(admit(recipe, graph, part, found)) if len(rows) else rows
+def _missing_shards(
+    graph: CityGraph, recipe: Recipe, folder: Path, manifest: dict, client: Where
+) -> Iterator[tuple[str, bytes, dict]]:
+    """Yield name, bytes and manifest entry of every shard that is not there, as they are made."""
+    step = manifest["targets_per_shard"]
+    names = {a: f"shard-{i:04d}.arrow" for i, a in enumerate(range(0, len(graph), step))}
+    made = {name for name in manifest["shards"] if (folder / name).exists()}
+    jobs = [(recipe, start, step) for start, name in names.items() if name not in made]
+    label = f"shortest paths ({recipe.split} split)"
+    bar = tqdm(desc=label, unit="shard", total=len(names), initial=len(names) - len(jobs))
+    with bar, connected(client if jobs else None) as cluster:
+        for job, fetch in spread_over_graph(cluster, _make_shard, graph, jobs):
+            yield names[job[1]], *fetch()
+            bar.update()
+
+
+def _make_shard(graph: CityGraph, recipe: Recipe, start: int, targets: int) -> tuple[bytes, dict]:
+    """The bytes and the manifest entry of one shard: all that decides them is given."""
+    mine = np.arange(start, min(start + targets, len(graph)), dtype=np.int32)
+    rows = sample_rows(graph, recipe, mine, threads=1)
+    return _encode_shard(rows, len(graph))
+
+
+def sample_rows(
+    graph: CityGraph, recipe: Recipe, targets: np.ndarray, threads: int | None = None
+) -> Rows:
+    """Return the rows that a recipe draws for `targets`, with their shortest paths, in memory.
+
+    They depend on the recipe and the targets alone: any number of threads gives the same.
+    """
+    draw = pair_drawer(recipe, graph)
+
+    def rows_of(block: Block) -> Rows:
+        by_target = block.by_target()
+        source, tree, part = draw(block.targets, by_target)
+        found = block.follow(by_target, source, tree)
+        mm = block.mm[source, tree].astype(np.int64)
+        rows = Rows(source, block.targets[tree], mm, part, found)
+        keep = admit(recipe, graph, part, found)
+        return rows if keep.all() else rows.take(keep)
+
+    blocks = in_blocks(np.asarray(targets, np.int32))
+    return Rows.concatenate(list(over_blocks(graph, blocks, rows_of, threads)))
 
 
 def _begin(folder: Path, recipe: Recipe, targets_per_shard: int) -> dict:
@@ -251,7 +326,7 @@ def _recorded_recipe(folder: Path, manifest: dict) -> Recipe:
         raise DataFileError(message) from None
 
 
-def _write_shard(path: Path, rows: Rows, cities: int) -> dict:
+def _encode_shard(rows: Rows, cities: int) -> tuple[bytes, dict]:
     ids = pa.uint16() if cities <= 65_535 else pa.uint32()
     tokens = pa.array(rows.paths.tokens).cast(ids)
     columns = {
@@ -263,16 +338,14 @@ def _write_shard(path: Path, rows: Rows, cities: int) -> dict:
     }
     table = pa.table(columns)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with atomic_write(path) as part:
-        with (
-            pa.OSFile(str(part), "wb") as file,
-            pa.ipc.new_file(file, table.schema, options=options) as w,
-        ):
-            w.write_table(table)
-        checksum = sha256(part)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
     counts = np.bincount(rows.part, minlength=3)[[TRAIN, VALID, TEST]].tolist()
     entry = dict(zip(PARTS, counts, strict=True))
-    return entry | {"tokens": len(rows.paths.tokens), "sha256": checksum}
+    entry |= {"tokens": len(rows.paths.tokens), "sha256": hashlib.sha256(content).hexdigest()}
+    return content, entry
 
 
 def _read_shard(folder: Path, entry: dict) -> Rows:

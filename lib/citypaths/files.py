@@ -81,15 +81,19 @@ def remove_parts(folder: Path, name: str = "*") -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created when missing), waiting for whoever has it."""
+def lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created when missing), waiting for whoever has it.
+
+    Raises:
+        BlockingIOError: without `wait`, another has it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115
     except OSError as error:
         raise _with_remedy(error, path) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

@@ -19,7 +19,9 @@ from scipy.spatial import cKDTree
 
 from citypaths.files import DataFileError, atomic_write, npz_fault
 from citypaths.hashing import unit_hash
+from citypaths.memory import require_memory
 
+BYTES_A_PAIR = 200  # at the height of building, measured
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG
 Orientation = Literal["eastward", "two_way"]
 
@@ -298,7 +300,11 @@ def _west_to_east(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
 def _near_pairs(lat: np.ndarray, lon: np.ndarray, km: float) -> tuple[np.ndarray, np.ndarray]:
     """Unordered pairs at most `km` apart: a k-d tree over chords, then the exact distance."""
     reach = 2 * np.sin(km / (2 * EARTH_RADIUS_KM)) * (1 + 1e-9) + 1e-12  # above rounding errors
-    pairs = cKDTree(unit_sphere(lat, lon)).query_pairs(reach, output_type="ndarray")
+    tree = cKDTree(unit_sphere(lat, lon))
+    count = (int(tree.count_neighbors(tree, reach)) - len(lat)) // 2
+    what = f"a graph of {len(lat):,} cities and {count:,} pairs within {km:g} km"
+    require_memory(BYTES_A_PAIR * count, what, "lower connected_km or take fewer cities")
+    pairs = tree.query_pairs(reach, output_type="ndarray")
     a, b = pairs[:, 0], pairs[:, 1]
     near = great_circle_km(lat[a], lon[a], lat[b], lon[b]) <= km
     return a[near], b[near]

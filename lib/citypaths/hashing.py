@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x):
     """One round of SplitMix64's finalizer (Steele, Lea, Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -19,8 +20,22 @@ def unit_hash(seed: int, *keys) -> np.ndarray:
 
     Args: integer arrays whose shapes broadcast. The same keys give the same number anywhere.
     """
+    return (hash_state(seed, *keys) >> np.uint64(11)) * 2.0**-53
+
+
+def hash_state(seed: int, *keys) -> np.ndarray:
+    """Return the uint64 states behind `unit_hash`; `unit_hash_next` takes them one key further."""
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed % 2**64) + _GOLDEN)
         for key in keys:
             state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN)
-    return (state >> np.uint64(11)) * 2.0**-53
+    return state
+
+
+_mix_compiled = njit(_mix, inline="always")
+
+
+@njit(inline="always")
+def unit_hash_next(state, key):
+    """Return, in compiled code, `unit_hash(..., key)` for the state of all keys but the last."""
+    return (_mix_compiled((state ^ np.uint64(key)) + _GOLDEN) >> np.uint64(11)) * 2.0**-53

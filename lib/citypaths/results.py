@@ -102,7 +102,7 @@ def record(
         **shared,
     }
     complete = [{**names, **row} for row in rows]
-    for row in complete:
+    for row in complete:  # before they are made plain: an infinite rate is no missing one
         _check(row)
     changed = settings_of(size) != settings_of(SIZES.get(size.name, size))
     run = f"{notebook}-{size.name}-seed{seed}" + (
@@ -111,7 +111,24 @@ def record(
     body = {"run": run, "rows": [_plain(row) for row in complete], "settings": settings_of(size)}
     body["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
-    path = reports_dir() / "runs" / f"{run}.json"
+    return file_record(body)
+
+
+def file_record(body: dict[str, Any]) -> Path:
+    """Write the JSON of a run that was recorded here or elsewhere, and rebuild the CSV.
+
+    Args:
+        body: what `record` writes: at least `run` and `rows`.
+
+    Raises:
+        ValueError: a run whose name is no file name, an unknown column or regime, or a rate
+            outside [0, 1].
+    """
+    if not re.fullmatch(r"\w[\w.-]*", body["run"]):
+        raise ValueError(f"a run is named with letters, digits, dots and dashes: {body['run']!r}")
+    for row in body["rows"]:
+        _check(row)
+    path = reports_dir() / "runs" / f"{body['run']}.json"
     with lock(reports_dir() / "runs" / ".lock"):
         remove_parts(path.parent)
         remove_parts(reports_dir(), "results.csv")
@@ -158,7 +175,7 @@ def load_results() -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted((reports_dir() / "runs").glob("*.json")):
         try:
-            rows += _rows_of(json.loads(path.read_text(encoding="utf-8")), path.stem)
+            rows += _checked_rows(json.loads(path.read_text(encoding="utf-8")), path.stem)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
@@ -166,8 +183,13 @@ def load_results() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows_of(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
-    """The checked rows of a run's JSON; runs recorded by an older version carry no checksum."""
+def rows_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the ledger's rows of one recorded run."""
+    return [row | {"run": body["run"]} for row in body["rows"]]
+
+
+def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    """The rows of a run's JSON; runs recorded by an older version carry no checksum."""
     if not isinstance(body, dict):
         raise ValueError("it holds no rows")
     if set(body) != UNSEALED and body != sealed(body):
@@ -176,7 +198,7 @@ def _rows_of(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
         raise ValueError(f"it is a copy of {body['run']}")
     for row in body["rows"]:
         _check(row)
-    return [row | {"run": run} for row in body["rows"]]
+    return rows_of(body)
 
 
 def _write_csv() -> None:

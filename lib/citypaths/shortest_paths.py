@@ -1,22 +1,36 @@
-"""Exact shortest paths: one tree of all sources for each target, ties broken by smallest ids.
+"""Exact shortest paths: trees of all sources for many targets at once, ties broken by smallest ids.
 
-Edge lengths are whole millimetres in float64, so sums are exact and ties are real. Among the
-shortest paths of a query the one returned is the lexicographically smallest id sequence: at every
-city, the smallest neighbour that lies on a shortest path to the target.
+A block of targets shares one table `mm[city, target]`. A sweep visits the cities in an order and
+lets each take the minimum over its out-edges, for all targets of the block together. Eastward
+graphs are settled by one sweep from east to west. Two-way graphs are swept east to west, west to
+east, south to north and north to south until nothing changes; hops to cities that stood still are
+passed over, so that it takes little more than one relaxation of each edge.
+
+Lengths are whole millimetres, and a length and the next city share one float64: the millimetres,
+and the id as their fraction. That is exact below 2^37 mm (137,000 km; 2^35 for 234,908 cities), so
+one minimum finds the shortest length and, among ties, the smallest next city. The path that
+follows is the lexicographically smallest of the shortest.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
-from numba import njit, prange
-from scipy.sparse.csgraph import dijkstra
+from numba import get_num_threads, njit
+from scipy.sparse import csr_array
 
 from citypaths.graph import CityGraph
+from citypaths.memory import free_memory, require_memory
 from citypaths.paths import Paths
 
-BLOCK = 64  # targets relaxed together, one vector register row after another
+BLOCK = 128  # targets relaxed together: rows of 1 KiB
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +40,8 @@ class Trees:
     Attributes:
         targets: int32 [trees].
         mm: float64 [cities, trees], whole millimetres to the target; inf where unreachable.
-        next_city: int32 [cities, trees], the next city on the way; -1 at the target or unreachable.
+        next_city: uint16 (uint32 past 65,534 cities) [cities, trees], the next city on the way; an
+            id past the last city at the target itself and where unreachable.
     """
 
     targets: np.ndarray
@@ -41,68 +56,210 @@ class Trees:
     @property
     def reachable(self) -> np.ndarray:
         """Whether each city reaches each target and is not it, bool [cities, trees]."""
-        return self.next_city >= 0
+        return self.next_city < len(self.next_city)
 
 
-def shortest_path_trees(graph: CityGraph, targets) -> Trees:
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A graph as the sweep reads it; `into` are the cities with an edge to each city."""
+
+    cities: int
+    base: float
+    ids: np.dtype
+    keys: np.ndarray
+    into_indptr: np.ndarray
+    into: np.ndarray
+    orders: np.ndarray
+
+    @property
+    def bytes_a_tree(self) -> int:
+        return self.cities * (8 + self.ids.itemsize)
+
+
+@lru_cache(maxsize=4)
+def pack(graph: CityGraph) -> Packed:
+    n = len(graph)
+    base = 1 << max(16, n.bit_length())
+    ones = np.ones(len(graph.indices), np.int8)
+    into = csr_array((ones, graph.indices, graph.indptr), shape=(n, n)).T.tocsr()
+    west_east = graph.order
+    south_north = np.lexsort((graph.lon, graph.lat)).astype(np.int32)
+    orders = [west_east[::-1], west_east, south_north, south_north[::-1]]
+    return Packed(
+        cities=n,
+        base=float(base),
+        ids=np.dtype(np.uint16 if base == 1 << 16 else np.uint32),
+        keys=graph.mm + graph.indices / base,
+        into_indptr=into.indptr.astype(np.int64),
+        into=into.indices.astype(np.int32),
+        orders=np.stack(orders[:1] if graph.orientation == "eastward" else orders),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, next_city):
+    """Fill mm and next_city [cities, targets]; return the farthest, in millimetres."""
+    width, none = len(targets), base - 1
+    changed, seen = np.zeros(len(indptr), np.int32), np.zeros(len(indptr), np.int32)
+    due = np.zeros(len(indptr), np.bool_)
+    fresh = np.empty(len(indices) + 4, np.int64)
+    row = np.empty(width)
+    mm[:], next_city[:] = np.inf, none
+    for j in range(width):
+        mm[targets[j], j] = 0.0
+        changed[targets[j]] = 1
+        due[into[into_indptr[targets[j]] : into_indptr[targets[j] + 1]]] = True
+    clock, sweeps, quiet, farthest = 1, 0, False, 0.0
+    while not quiet and not (sweeps == 1 and len(orders) == 1):
+        quiet = True
+        for a in orders[sweeps % len(orders)]:
+            if not due[a]:
+                continue
+            due[a], edges = False, 0
+            for e in range(indptr[a], indptr[a + 1]):  # to cities that changed since a last looked
+                fresh[edges] = e
+                edges += changed[indices[e]] > seen[a]
+            fresh[edges : edges + 3] = fresh[0]
+            for j in range(width):
+                row[j] = mm[a, j] + next_city[a, j] / base
+            for e in range(0, edges, 4):  # four edges a pass spare three loads and stores of `row`
+                _relax(fresh[e], fresh[e + 1], fresh[e + 2], fresh[e + 3], indices, keys, mm, row)
+            clock += 1
+            seen[a], nearer = clock, False
+            for j in range(width):
+                length = np.floor(row[j])
+                nearer |= length < mm[a, j]
+                farthest = max(farthest, length if length < np.inf else 0.0)
+                mm[a, j] = length
+                next_city[a, j] = np.int32((row[j] - length) * base) if length < np.inf else none
+            if nearer:
+                quiet, changed[a] = False, clock
+                due[into[into_indptr[a] : into_indptr[a + 1]]] = True
+        sweeps += 1
+    return farthest
+
+
+@njit(inline="always")
+def _relax(e, f, g, h, indices, keys, mm, row):
+    a, b, c, d = indices[e], indices[f], indices[g], indices[h]
+    to_a, to_b, to_c, to_d = keys[e], keys[f], keys[g], keys[h]
+    for j in range(len(row)):
+        best = _lesser(mm[a, j] + to_a, row[j])
+        best = _lesser(mm[b, j] + to_b, best)
+        best = _lesser(mm[c, j] + to_c, best)
+        row[j] = _lesser(mm[d, j] + to_d, best)
+
+
+@njit(inline="always")
+def _lesser(x, y):
+    return x if x < y else y  # one instruction; min() would also look for NaN
+
+
+class Block:
+    """The settled trees of one block of targets; the next block overwrites the arrays.
+
+    Attributes:
+        number: which block it is, from 0. targets: int32 [trees].
+        mm, next_city: [cities, trees], as in `Trees`.
+    """
+
+    def __init__(self, packed: Packed, width: int) -> None:
+        self.number = -1
+        self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
+        self._turned = np.empty(packed.cities * width, packed.ids)
+        self._tokens = np.empty(1024, packed.ids)
+
+    def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
+        size, self.targets = len(graph) * len(targets), targets
+        self.mm, self.next_city = (table[:size].reshape(len(graph), -1) for table in self._tables)
+        edges = (graph.indptr, graph.indices, packed.keys, packed.into_indptr, packed.into)
+        farthest = _sweep(*edges, packed.orders, packed.base, targets, self.mm, self.next_city)
+        if farthest >= 2**53 / packed.base:
+            km = farthest / 1e6
+            raise ValueError(
+                f"{graph} has a shortest path of {km:,.0f} km: too long to sum exactly"
+            )
+
+    def by_target(self) -> np.ndarray:
+        """Return next_city as [trees, cities]: following a path, it stays in a near cache."""
+        turned = self._turned[: self.next_city.size].reshape(len(self.targets), -1)
+        _transpose(self.next_city, turned)
+        return turned
+
+    def follow(self, by_target: np.ndarray, sources: np.ndarray, trees: np.ndarray) -> Paths:
+        """Return the path from each source [m] in the tree [m] of the same place."""
+        tokens, offsets, self._tokens = _follow(by_target, sources, trees, self._tokens)
+        return Paths(tokens, offsets)
+
+
+def over_blocks(
+    graph: CityGraph,
+    blocks: Sequence[np.ndarray],
+    use: Callable[[Block], Result],
+    threads: int | None = None,
+) -> Iterator[Result]:
+    """Yield `use(block)` for the trees of each block of targets, in order, on all cores.
+
+    At most one result more than there are threads waits to be taken, so results may be large.
+
+    Raises:
+        ValueError: a target is no city, or a path is too long to be held exactly.
+        MemoryError: the tables of that many threads do not fit.
+    """
+    for targets in blocks:
+        if not ((targets >= 0) & (targets < len(graph))).all():
+            raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
+    packed, width = pack(graph), max(map(len, blocks), default=0)
+    threads = min(threads or get_num_threads(), len(blocks)) or 1
+    what = f"{threads} times {width} trees of {graph}"
+    require_memory(threads * width * packed.bytes_a_tree, what, "use fewer threads")
+    spare = [Block(packed, width) for _ in range(threads)]
+
+    def work(number: int, targets: np.ndarray) -> Result:
+        block = spare.pop()
+        block.number = number
+        try:
+            block.settle(graph, packed, targets)
+            return use(block)
+        finally:
+            spare.append(block)
+
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for number, targets in enumerate(blocks):
+            pending.append(pool.submit(work, number, targets))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def in_blocks(targets: np.ndarray, width: int = BLOCK) -> list[np.ndarray]:
+    """Return targets cut into arrays of at most `width`."""
+    return [targets[start : start + width] for start in range(0, len(targets), width)]
+
+
+def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -> Trees:
     """Return the trees of shortest paths from every city to each of `targets` (ids [trees]).
 
-    Eastward graphs take one sweep over the topological order for a block of targets at once;
-    two-way graphs take scipy's Dijkstra (Fibonacci heap) and one pass that picks the next cities.
+    Raises:
+        ValueError: a target is no city, or a path is too long to be held exactly.
+        MemoryError: so many trees do not fit into memory; the message says how much each takes.
     """
     targets = np.atleast_1d(np.asarray(targets, np.int32))
-    if not ((targets >= 0) & (targets < len(graph))).all():
-        raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
-    if graph.orientation == "eastward":
-        mm, nearest = _sweep(graph.indptr, graph.indices, graph.mm, graph.order, targets)
-    else:
-        to_target = graph.sparse().T.tocsr()
-        mm = np.ascontiguousarray(dijkstra(to_target, indices=targets).T)
-        nearest = _pick_next(graph.indptr, graph.indices, graph.mm, mm)
-    return Trees(targets, mm, nearest)
+    packed, shape = pack(graph), (len(graph), len(targets))
+    fit = f"at most {int(free_memory() / packed.bytes_a_tree):,} fit at once"
+    remedy = f"{fit}; over_blocks goes through any number, a block at a time"
+    what = f"{len(targets):,} trees of {graph}"
+    require_memory(packed.bytes_a_tree * len(targets), what, remedy)
+    trees = Trees(targets, np.empty(shape), np.empty(shape, packed.ids))
 
+    def keep(block: Block) -> None:
+        columns = slice(block.number * BLOCK, block.number * BLOCK + len(block.targets))
+        trees.mm[:, columns], trees.next_city[:, columns] = block.mm, block.next_city
 
-@njit(parallel=True, cache=True)
-def _sweep(indptr, indices, weight, order, targets):
-    n, trees = len(order), len(targets)
-    distance = np.full((n, trees), np.inf)
-    nearest = np.full((n, trees), np.int32(-1))
-    for block in prange((trees + BLOCK - 1) // BLOCK):
-        low, high = block * BLOCK, min(trees, (block + 1) * BLOCK)
-        width = high - low
-        best = np.full((n, width), np.inf)
-        hop = np.full((n, width), np.int32(-1))
-        reached = np.zeros(n, np.bool_)
-        for j in range(width):
-            best[targets[low + j], j] = 0.0
-            reached[targets[low + j]] = True
-        for i in range(n - 1, -1, -1):
-            a = order[i]
-            for e in range(indptr[a], indptr[a + 1]):
-                b = indices[e]
-                if reached[b]:
-                    reached[a] = True
-                    for j in range(width):
-                        candidate = best[b, j] + weight[e]
-                        if candidate < best[a, j]:  # neighbours ascend: the smallest id keeps a tie
-                            best[a, j] = candidate
-                            hop[a, j] = b
-        distance[:, low:high] = best
-        nearest[:, low:high] = hop
-    return distance, nearest
-
-
-@njit(parallel=True, cache=True)
-def _pick_next(indptr, indices, weight, distance):
-    n, trees = distance.shape
-    nearest = np.full((n, trees), np.int32(-1))
-    for a in prange(n):
-        for e in range(indptr[a + 1] - 1, indptr[a] - 1, -1):  # descending: the smallest id stays
-            b = indices[e]
-            for j in range(trees):
-                if distance[b, j] + weight[e] == distance[a, j] and distance[a, j] < np.inf:
-                    nearest[a, j] = b
-    return nearest
+    deque(over_blocks(graph, in_blocks(targets), keep, threads), maxlen=0)
+    return trees
 
 
 def paths(trees: Trees, pairs) -> Paths:
@@ -122,27 +279,45 @@ def paths(trees: Trees, pairs) -> Paths:
     lost = ~np.isfinite(trees.mm[pairs[:, 0], columns])
     if lost.any():
         raise ValueError("target {1} cannot be reached from source {0}".format(*pairs[lost][0]))
-    return Paths(*_walk(trees.next_city, pairs[:, 0], columns))
+    scratch = np.empty(1024, trees.next_city.dtype)
+    tokens, offsets, _ = _follow(trees.next_city.T, pairs[:, 0], columns, scratch)
+    return Paths(tokens.astype(np.int32), offsets)
 
 
-@njit(cache=True)
-def _walk(next_city, sources, columns):
+@njit(cache=True, nogil=True)
+def _follow(by_target, sources, trees, scratch):
+    cities, total = by_target.shape[1], 0
     offsets = np.zeros(len(sources) + 1, np.int64)
     for i in range(len(sources)):
-        city, cities = sources[i], 1
-        while next_city[city, columns[i]] >= 0:
-            city, cities = next_city[city, columns[i]], cities + 1
-        offsets[i + 1] = offsets[i] + cities
-    tokens = np.empty(offsets[-1], np.int32)
-    for i in range(len(sources)):
-        city = sources[i]
-        for at in range(offsets[i], offsets[i + 1]):
-            tokens[at] = city
-            city = next_city[city, columns[i]]
-    return tokens, offsets
+        row, city = by_target[trees[i]], np.int64(sources[i])
+        while city < cities:
+            if total == len(scratch):
+                scratch = longer(scratch)
+            scratch[total] = city
+            city, total = np.int64(row[city]), total + 1
+        offsets[i + 1] = total
+    return scratch[:total].copy(), offsets, scratch
 
 
-def count_reachable(graph: CityGraph, block: int = 512) -> int:
+@njit(cache=True, nogil=True)
+def longer(array):
+    """Return a copy with room for as many again."""
+    copy = np.empty(2 * len(array), array.dtype)
+    copy[: len(array)] = array
+    return copy
+
+
+@njit(cache=True, nogil=True)
+def _transpose(table, out):
+    """Write the transpose of a table in tiles that fit a near cache."""
+    rows, columns = table.shape
+    for top in range(0, rows, 64):
+        for j in range(columns):
+            for i in range(top, min(rows, top + 64)):
+                out[j, i] = table[i, j]
+
+
+def count_reachable(graph: CityGraph, block: int = BLOCK) -> int:
     """Return how many ordered (source, target) pairs of distinct cities have a path."""
-    blocks = (np.arange(a, min(a + block, len(graph))) for a in range(0, len(graph), block))
-    return sum(int(shortest_path_trees(graph, targets).reachable.sum()) for targets in blocks)
+    blocks = in_blocks(np.arange(len(graph), dtype=np.int32), block)
+    return sum(over_blocks(graph, blocks, lambda b: int((b.next_city < len(graph)).sum())))

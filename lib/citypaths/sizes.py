@@ -26,6 +26,8 @@ class Size:
         steps, batch_tokens, learning_rate: training of each arm.
         waterfall, waterfall_arm, waterfall_steps: graph and training of "why 2021 failed".
         queries: at most so many test queries for the costlier decoders.
+        jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
+            one clean label (0: real lengths, whose near-ties are label noise).
     """
 
     name: str
@@ -44,11 +46,13 @@ class Size:
     orientation: str = "eastward"
     batch_tokens: int = 2048
     learning_rate: float = 8e-3
+    jitter: float = 0.0
 
     @property
     def folder(self) -> Path:
         """Where this size's data lives; other cities or counts live elsewhere."""
         names = ("states", "most_populous", "connected_km", "orientation", "train", "valid", "test")
+        names += ("jitter",) if self.jitter else ()
         return data_dir() / f"{self.name}-{digest({n: getattr(self, n) for n in names})}"
 
 

@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numba import njit
 
 from citypaths.graph import CityGraph
-from citypaths.hashing import unit_hash
+from citypaths.hashing import hash_state, unit_hash, unit_hash_next
 from citypaths.paths import Paths
-from citypaths.shortest_paths import Trees, count_reachable, paths, shortest_path_trees
+from citypaths.shortest_paths import Trees, count_reachable, longer, paths, shortest_path_trees
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 PARTS = ("train", "valid", "test")
@@ -117,28 +120,64 @@ def sample_pairs(recipe: Recipe, graph: CityGraph, trees: Trees) -> tuple[np.nda
 
     Returns: int64 [rows, 2] sorted by target then source, and uint8 [rows] of TRAIN, VALID, TEST.
     """
-    target, source = np.nonzero(trees.reachable.T)
-    target = trees.targets[target].astype(np.int64)
-    part = _draw(recipe, graph, source, target)
-    keep = part != UNUSED
-    return np.stack([source[keep], target[keep]], 1), part[keep]
+    source, row, part = pair_drawer(recipe, graph)(trees.targets, trees.next_city.T)
+    return np.stack([source, trees.targets[row]], 1).astype(np.int64), part
 
 
-def _draw(recipe: Recipe, graph: CityGraph, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    first, second = np.minimum(source, target), np.maximum(source, target)
-    if recipe.split == "ordered":
-        first, second = source, target
-    u = unit_hash(recipe.seed, first, second)
+Drawer = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def pair_drawer(recipe: Recipe, graph: CityGraph) -> Drawer:
+    """Return the function that draws pairs: (targets, next_city) -> (source, row, part).
+
+    It depends on the pair and the recipe alone, so any grouping of targets, in any number of
+    threads, draws the same. next_city: [trees, cities], as in `Trees` but a row a target; `row`
+    counts along `targets`. Sorted by row then source.
+    """
+    ids = np.arange(len(graph))
+    state = hash_state(recipe.seed, ids)
     edges = np.cumsum([recipe.test_rate, recipe.valid_rate, recipe.train_rate])
     edges[-1] += 1e-12 if edges[-1] >= 1 else 0
-    part = np.array([TEST, VALID, TRAIN, UNUSED], np.uint8)[np.searchsorted(edges, u, side="right")]
-    if recipe.split in ("target", "region"):
-        held = held_cities(recipe, graph)
-        inside = held[target] | (held[source] if recipe.split == "region" else False)
-        part = np.where((part == TEST) == inside, part, UNUSED)
-    return part.astype(np.uint8)
+    held = held_cities(recipe, graph) if recipe.split in ("target", "region") else None
+    by_target = held if held is not None else np.zeros(0, bool)
+    by_source = by_target if recipe.split == "region" else np.zeros(0, bool)
+
+    def draw(targets: np.ndarray, next_city: np.ndarray):
+        switches = recipe.split == "ordered", by_target, by_source
+        return _draw(targets, next_city, state, edges, *switches)
+
+    return draw
 
 
+@njit(cache=True, nogil=True)
+def _draw(targets, next_city, state, edges, ordered, by_target, by_source):
+    trees, cities = next_city.shape
+    source, row = np.empty(1024, np.int32), np.empty(1024, np.int32)
+    part, rows = np.empty(1024, np.uint8), 0
+    for t in range(trees):
+        target, last = targets[t], cities - 1
+        while last >= 0 and next_city[t, last] >= cities:
+            last -= 1
+        for s in range(last + 1):
+            if ordered or s < target:
+                u = unit_hash_next(state[s], target)
+            else:
+                u = unit_hash_next(state[target], s)
+            if u >= edges[2] or next_city[t, s] >= cities:
+                continue
+            drawn = TEST if u < edges[0] else VALID if u < edges[1] else TRAIN
+            if len(by_target):
+                inside = by_target[target] or (len(by_source) > 0 and by_source[s])
+                if inside != (drawn == TEST):
+                    continue
+            if rows == len(source):
+                source, row, part = longer(source), longer(row), longer(part)
+            source[rows], row[rows], part[rows] = s, t, drawn
+            rows += 1
+    return source[:rows], row[:rows], part[:rows]
+
+
+@lru_cache(maxsize=8)
 def held_cities(recipe: Recipe, graph: CityGraph) -> np.ndarray:
     """Return which cities the `target` or `region` split holds out, bool [cities].
 

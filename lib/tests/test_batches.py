@@ -99,7 +99,7 @@ def test_batch_moves_whole(tiny_dataset):
 def test_every_epoch_has_every_path_once(tiny_dataset, train_paths, batch_tokens, pool_paths):
     batches = Batches(tiny_dataset, batch_tokens, pool_paths=pool_paths)
     seen = [Counter(), Counter()]
-    for (epoch, _), batch in first_epochs(batches, 2):
+    for (epoch, *_), batch in first_epochs(batches, 2):
         assert_is_padded_right(batch)
         assert batch.labels.numel() <= batch_tokens or len(batch) == 1
         seen[epoch].update(paths_in(batch))
@@ -116,10 +116,10 @@ def test_batches_are_nearly_full(tiny_dataset):
 
 def test_positions_count_batches(tiny_dataset):
     batches = Batches(tiny_dataset, 500)
-    assert batches.position == (0, 0)
+    assert batches.position == (0, 0, 0)
     positions = [position for position, _ in first_epochs(batches, 2)]
     per_epoch = len(positions) // 2
-    expected = [(epoch, i + 1) for epoch in (0, 1) for i in range(per_epoch)]
+    expected = [(epoch, 0, i + 1) for epoch in (0, 1) for i in range(per_epoch)]
     assert positions == expected
 
 
@@ -127,7 +127,7 @@ def test_positions_count_batches(tiny_dataset):
 def test_order_is_a_function_of_seed_and_epoch(tiny_dataset, pool_paths):
     def order(seed: int, epoch: int) -> list:
         batches = Batches(tiny_dataset, 500, seed, pool_paths=pool_paths)
-        batches.position = (epoch, 0)
+        batches.position = (epoch, 0, 0)
         return [paths_in(batch) for batch in islice(batches, 10)]
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
@@ -165,7 +165,7 @@ def test_resumes_anywhere_as_if_nothing_happened(tiny_dataset, unbroken, data, w
     found = unbroken(*way)
     stop = data.draw(st.integers(0, len(found) - 1), label="stop")
     resumed = batches_for(tiny_dataset, *way)
-    position = found[stop - 1][0] if stop else (0, 0)
+    position = found[stop - 1][0] if stop else (0, 0, 0)
     resumed.position = json.loads(json.dumps(position))
     for (expected, a), b in zip(found[stop : stop + 60], resumed, strict=False):
         assert resumed.position == expected
@@ -182,6 +182,33 @@ def test_a_new_iterator_goes_on_where_the_last_one_stopped(tiny_dataset, pool_pa
         assert_same_batch(a, b)
 
 
+def test_a_late_resume_reads_no_earlier_pool(tiny_dataset, monkeypatch):
+    found = first_epochs(Batches(tiny_dataset, 300, pool_paths=300), 1)
+    (epoch, pool, index), _ = found[-2]
+    assert pool >= 5
+    read, original = [], type(tiny_dataset).shard
+    monkeypatch.setattr(
+        type(tiny_dataset), "shard", lambda self, i: read.append(i) or original(self, i)
+    )
+    resumed = Batches(tiny_dataset, 300, pool_paths=300)
+    resumed.position = (epoch, pool, index)
+    assert_same_batch(next(iter(resumed)), found[-1][1])
+    assert set(read) <= set(sum(resumed._pools(epoch)[pool:], ()))
+
+
+# On a device
+
+
+def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
+    """The torch way of gathering, made to run here, against the compiled way."""
+    rows = tiny_dataset.rows("train")
+    tokens, offsets = batches_module._on_device(rows, "cpu")
+    some = torch.randperm(len(rows), generator=torch.manual_seed(0))[:200]
+    compiled = batches_module.pad(tokens, offsets, some)
+    monkeypatch.setattr(batches_module, "COMPILED_ON", ())
+    assert_same_batch(batches_module.pad(tokens, offsets, some), compiled)
+
+
 # Memory
 
 
@@ -191,7 +218,7 @@ def test_pools_hold_each_shard_once_within_the_bound(tiny_dataset, pool_paths):
     assert sizes.max() < pool_paths < sizes.sum()
     batches, orders = Batches(tiny_dataset, 100, pool_paths=pool_paths), []
     for epoch in range(3):
-        pools = batches._pools(np.random.default_rng(epoch))
+        pools = batches._pools(epoch)
         assert sorted(sum(pools, ())) == list(range(len(sizes)))
         assert max(sizes[list(pool)].sum() for pool in pools) <= pool_paths
         assert len(pools) <= 2 * sizes.sum() / pool_paths + 1

@@ -458,16 +458,14 @@ def test_reports_that_are_no_folder(home, place, whole):
 
 
 def test_a_folder_that_goes_while_it_is_filled(home, whole, monkeypatch):
-    write = dataset_module._write_shard
-
-    def remove_first(path: Path, *rest: Any) -> dict:
+    def remove_first(path: Path):
         if path.name == "shard-0002.arrow":
             shutil.rmtree(path.parent)
-        return write(path, *rest)
+        return atomic_write(path)
 
     shutil.rmtree(home / "spd")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_module, "_write_shard", remove_first)
+        patch.setattr(dataset_module, "atomic_write", remove_first)
         with pytest.raises(DataFileError, match=r"spd lacks shard-0000.arrow: run notebook 02"):
             work(home)
     work(home)

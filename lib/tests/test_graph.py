@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from citypaths import graph as graph_module
+from citypaths.cities import load_cities
 from citypaths.files import DataFileError
 from citypaths.graph import (
     EARTH_RADIUS_KM,
@@ -506,3 +507,25 @@ def test_a_save_that_fails_keeps_the_old_file(saved, tennessee, monkeypatch):
         replace(tennessee, connected_km=31.0).save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == ["graph.npz"]
+
+
+def test_the_whole_world_is_one_graph():
+    """Every place of every country; edges of some, against every distance."""
+    world = load_cities(country="world")
+    assert len(world) == len(world["key"].unique()) > 230_000
+    assert {"US", "FJ", "RU", "CN"} <= set(world["country"])
+    graph = build_graph(world, 10)
+    ids = np.random.default_rng(0).choice(len(graph), 40, replace=False)
+    km = graph.distance_km(ids[:, None], np.arange(len(graph)))
+    rank = np.argsort(graph.order)
+    near = (km <= 10) & (rank[ids][:, None] < rank)
+    for a, row in zip(ids, near, strict=True):
+        assert graph.neighbours(a).tolist() == np.flatnonzero(row).tolist()
+
+
+def test_graphs_that_cannot_fit_are_refused_with_numbers(nation_cities, monkeypatch):
+    monkeypatch.setattr("citypaths.memory.free_memory", lambda: 2.0**30)
+    refusal = r"21,408 cities and [\d,]+ pairs within 300 km needs about \d\.\d GiB; 1\.0 GiB may"
+    with pytest.raises(MemoryError, match=refusal):
+        build_graph(nation_cities, 300)
+    assert len(build_graph(nation_cities, 10).indices) > 10_000

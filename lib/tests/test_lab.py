@@ -16,11 +16,11 @@ from citypaths.floors import Found, walk
 from citypaths.graph import build_graph
 from citypaths.lab import Queries, ledger_row
 from citypaths.metrics import judge, wilson
-from citypaths.models import build
+from citypaths.models import RNN, build, register
 from citypaths.paths import Paths
 from citypaths.results import COLUMNS, load_results, record
 from citypaths.shortest_paths import paths, shortest_path_trees
-from citypaths.sizes import SIZES, Size, get_size, settings_of
+from citypaths.sizes import SIZES, Size, digest, get_size, settings_of
 from citypaths.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
 from citypaths.train import TrainSettings
 from citypaths.waterfall import climb, rungs
@@ -123,7 +123,7 @@ def test_the_same_value_in_another_form_is_the_same_folder():
 
 def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
     data = {"name", "states", "most_populous", "connected_km", "orientation"}
-    data |= {"train", "valid", "test"}
+    data |= {"train", "valid", "test", "jitter"}
     size = SIZES["tiny"]
     other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
     for field in fields(Size):
@@ -146,6 +146,14 @@ def test_graph_and_dataset_are_made_once(size, graph, dataset):
     counts = dataset.counts
     assert counts["train"] == pytest.approx(1500, rel=0.15)
     assert counts["test"] == pytest.approx(400, rel=0.25)
+
+
+def test_clean_labels_are_a_switch(size, graph):
+    clean = lab.make_graph(replace(size, jitter=0.1))
+    np.testing.assert_array_equal(clean.indices, graph.indices)
+    longer = clean.km / graph.km
+    assert (longer >= 1).all() and (longer < 1.1).all() and longer.std() > 0.02
+    assert clean.fingerprint != graph.fingerprint
 
 
 def test_what_is_missing_names_its_notebook(graph):
@@ -283,6 +291,17 @@ def test_an_arm_is_trained_once_in_a_folder_of_its_own(size, dataset):
         lab.train_arm(size, dataset, "gru-8", changed, arm)
     lab.train_arm(size, dataset, "gru-8", settings, arm | {"softmaxes": 2})
     assert len(set((size.folder / "models").iterdir())) == len(folders) + 3
+
+
+def test_the_folder_names_the_model_unless_it_is_the_rnn(size, dataset):
+    settings, arm = TrainSettings(steps=2, batch_tokens=256, evaluations=1), {"width": 4}
+    register("twin")(RNN)
+    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
+    decides = {"model": arm, "train": trained, "data": dataset.recipe.to_json()}
+    for name, key in (("rnn", decides), ("twin", decides | {"name": "twin"})):
+        found = lab.train_arm(size, dataset, "named", settings, arm, name=name)
+        assert found.model.settings == {"model": name} | arm
+        assert (size.folder / "models" / f"named-seed0-{digest(key)}").is_dir()
 
 
 # The waterfall

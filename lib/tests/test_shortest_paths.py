@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -12,9 +13,17 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
+from citypaths import memory
 from citypaths.graph import CityGraph, build_graph, jittered, rounded
 from citypaths.paths import Paths
-from citypaths.shortest_paths import BLOCK, count_reachable, paths, shortest_path_trees
+from citypaths.shortest_paths import (
+    BLOCK,
+    count_reachable,
+    in_blocks,
+    over_blocks,
+    paths,
+    shortest_path_trees,
+)
 
 REACH = 2**53  # whole numbers up to here are exact in float64
 
@@ -86,7 +95,10 @@ def test_returned_paths_are_as_long_as_networkx_says(oriented_tennessee, change)
         assert path_mm(graph, path) == exact[target][source] < REACH
 
 
-def test_national_paths_equal_scipy(nation):
+@pytest.mark.parametrize("orientation", ["eastward", "two_way"])
+def test_national_paths_equal_scipy(nation, orientation):
+    if orientation == "two_way":
+        nation = build_graph(nation.cities, 75, "two_way")
     targets = np.random.default_rng(2).choice(len(nation), 8, replace=False)
     trees = shortest_path_trees(nation, targets)
     np.testing.assert_array_equal(trees.mm, dijkstra(nation.sparse().T.tocsr(), indices=targets).T)
@@ -229,6 +241,74 @@ def test_duplicate_positions_cost_a_millimetre(place):
     assert np.isinf(trees.mm[2, 1])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(oriented_tennessee, threads):
+    graph = rounded(oriented_tennessee, 1.0)
+    blocks = in_blocks(np.arange(len(graph), dtype=np.int32), 29)
+    tables = list(over_blocks(graph, blocks, lambda block: block.next_city.copy(), threads))
+    np.testing.assert_array_equal(np.concatenate(tables, 1), all_trees(graph).next_city)
+
+
+def test_a_block_reads_the_same_either_way(oriented_tennessee):
+    """By city or by target, and paths are those of the trees."""
+    graph, trees = oriented_tennessee, all_trees(oriented_tennessee)
+    source, tree = np.nonzero(trees.reachable)
+
+    def turned(block):
+        mine = block.follow(by_target := block.by_target(), source, tree)
+        return by_target.copy(), mine
+
+    (by_target, found), *rest = over_blocks(graph, [trees.targets], turned)
+    assert not rest
+    np.testing.assert_array_equal(by_target, trees.next_city.T)
+    expected = paths(trees, np.stack([source, tree], 1))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
+def test_an_error_in_a_block_ends_the_walk(oriented_tennessee):
+    def fail(block):
+        raise RuntimeError(f"block {block.number}")
+
+    with pytest.raises(RuntimeError, match="block 0"):
+        list(over_blocks(oriented_tennessee, in_blocks(np.arange(300), 10), fail))
+
+
+# Limits
+
+
+@pytest.mark.parametrize("orientation", ["eastward", "two_way"])
+def test_more_cities_than_sixteen_bits(place, orientation):
+    """70,000 cities in a row, a hop to the next and the next but one: 35,000 hops of 55 m."""
+    n = 70_000
+    graph = build_graph(place(np.stack([np.zeros(n), np.arange(n) * 5e-4], 1)), 0.12, orientation)
+    targets = np.array([n - 1, 9, 65_535])
+    trees = shortest_path_trees(graph, targets)
+    assert trees.next_city.dtype == np.uint32
+    expected = dijkstra(graph.sparse().T.tocsr(), indices=targets).T
+    np.testing.assert_array_equal(trees.mm, expected)
+    path = paths(trees, [(3, n - 1)])[0]
+    assert path_mm(graph, path) == trees.mm[3, 0]
+
+
+def test_paths_too_long_to_sum_exactly_are_refused(chain):
+    longest = with_weights(chain, [2.0**35] * 4)  # four hops: 2^37 mm
+    with pytest.raises(ValueError, match="a shortest path of 137,439 km: too long to sum exactly"):
+        all_trees(longest)
+    almost = with_weights(chain, [2.0**35, 2.0**35, 2.0**35, 2.0**35 - 1])
+    trees = all_trees(almost)
+    assert trees.mm[0, 4] == 2.0**37 - 1
+    assert paths(trees, [(0, 4)])[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_trees_that_cannot_fit_are_refused_with_numbers(nation, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**31))
+    refusal = r"21,408 trees of .* needs about 4\.3 GiB; 1\.8 GiB may be used: at most 9,0\d\d fit"
+    with pytest.raises(MemoryError, match=refusal):
+        shortest_path_trees(nation, np.arange(len(nation)))
+    assert shortest_path_trees(nation, [0]).mm.shape == (len(nation), 1)
+
+
 # Queries without an answer, and none at all
 
 
@@ -275,7 +355,9 @@ def test_a_city_reaches_itself_without_a_hop(chain):
 
 def test_one_city(lonely):
     trees = all_trees(lonely)
-    assert (trees.mm.tolist(), trees.next_city.tolist()) == ([[0]], [[-1]])
+    assert trees.mm.tolist() == [[0]]
+    assert trees.next_city.dtype == np.uint16
+    assert trees.next_city.tolist() == [[2**16 - 1]]  # no city: none on the way
 
 
 def test_count_reachable_equals_networkx(oriented_tennessee):

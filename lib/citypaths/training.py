@@ -1,0 +1,78 @@
+"""Train the arms of notebook 03 from the command line, in one process or under torchrun.
+
+    python -m citypaths.training --size small --arm gru-128 --seed 0
+    torchrun --nproc_per_node 8 -m citypaths.training --size full --arm gru-512
+
+The model lands in the folder where the notebook looks for it, and is not trained again there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from citypaths import lab
+from citypaths.distributed import Team, join, leave
+from citypaths.files import DataFileError
+from citypaths.sizes import Size, get_size
+from citypaths.train import Diverged, Trained, TrainSettings
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    main = argparse.ArgumentParser(prog="python -m citypaths.training", description="Train arms.")
+    main.add_argument("--size", default="small", help="tiny, small, medium or full")
+    main.add_argument("--arm", nargs="+", help="such as gru-128 (default: all of the size)")
+    main.add_argument("--seed", type=int, default=0)
+    main.add_argument(
+        "--overrides", type=json.loads, default={}, metavar="JSON", help='{"steps": 800}'
+    )
+    return main
+
+
+def train_arms(size: Size, arms: list[str], seed: int, team: Team) -> dict[str, Trained]:
+    """Train arms of a size as notebook 03 does; rank 0 watches the validation queries.
+
+    Raises:
+        DataFileError: the size's graph or dataset is not there: a notebook makes it.
+    """
+    dataset = lab.size_dataset(size, lab.size_graph(size))
+    settings = TrainSettings(size.steps, size.batch_tokens, size.learning_rate, seed=seed)
+    watch = None
+    if team.first:
+        watch = lab.watch(lab.Queries.of(dataset, "valid").uncontained().first(500))
+    return {
+        arm: lab.train_arm(size, dataset, arm, settings, lab.arm_settings(arm), watch)
+        for arm in arms
+    }
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Train what the arguments name; rank 0 prints a line an arm."""
+    options = parser().parse_args(arguments)
+    try:
+        size = get_size(options.size, options.overrides)
+    except ValueError as error:
+        parser().error(str(error))
+    team = join()
+    trained = train_arms(size, options.arm or list(size.arms), options.seed, team)
+    if team.first:
+        for arm, done in trained.items():
+            loss = done.history["valid_loss"].iloc[-1]
+            print(f"{arm}: {done.steps} steps, {done.seconds:.0f} s, validation loss {loss:.3f}")
+    leave()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; return 1 after an error that explains itself."""
+    try:
+        run(arguments)
+    except (DataFileError, Diverged) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
