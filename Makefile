@@ -20,7 +20,7 @@ ASIDE := runner bench training workers cluster sweeps apart
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab report lint tables strip bench clean
+.PHONY: help run test soak lab report lint tables strip bench clean
 
 help: ## list the targets
 	@echo "make TARGET [SIZE=small|medium|full] [SEED=0] [PYTHON=python3]"
@@ -36,6 +36,10 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@rm -rf $(TINY)
 	@$(PY) -m citypaths.runner prepare -p size tiny $(NOTEBOOKS) $(TINY)
 	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
+
+soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
+	@rm -f data/soak.log
+	$(PY) -m pytest lib/tests/test_kills.py -m slow
 
 lab: .venv/.ready ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)

@@ -46,6 +46,8 @@ def census(path: Path | None) -> Places:
     # The Bureau set tabs up to 2024 and bars from 2025 on.
     rows = read_rows(gazetteer, GAZETTEER_COLUMNS, remedy, "|\t", latin1=True)
     listed = population.index.isin(rows.cells["GEOID"])
+    own = {name: f"source_{name}" for name in ("population", "timezone")}
+    rows.cells = rows.cells.rename(columns=own)
     rows.cells["population"] = rows.cells["GEOID"].map(population).fillna("")
     rows.cells["timezone"] = ""
     rows.cells["name"] = [plain_name(name) for name in rows.cells["NAME"]]

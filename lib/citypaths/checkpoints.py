@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from citypaths.files import DataFileError, read_json
+from citypaths.files import DataFileError, read_sealed
 from citypaths.models import PathModel, build
 
 
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
             head = json.loads(file.metadata()["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             checksum = head.pop("sha256", None)
-            if checksum not in (None, _digest(head, tensors)):  # None: written by an older version
+            if checksum != _digest(head, tensors):
                 raise ValueError("it fails its checksum")
             return head, tensors
     except FileNotFoundError:
@@ -95,7 +95,8 @@ def load_weights(model: PathModel, tensors: dict[str, Tensor]) -> None:
     for name, value in _weights(model).items():
         stored = tensors.get(f"model.{name}")
         if stored is None or stored.shape != value.shape:
-            raise DataFileError(f"the checkpoint does not fit the model at {name}")
+            message = f"the checkpoint does not fit the model at {name}: delete it to train anew"
+            raise DataFileError(message)
         value.copy_(stored)
 
 
@@ -103,7 +104,8 @@ def load_trained(folder: Path, graph, device: torch.device | str = "cpu") -> Pat
     """Rebuild the model a training folder holds, with its trained weights, in evaluation mode."""
     head, tensors = read_checkpoint(folder / "checkpoint.safetensors")
     if head["identity"]["dataset"]["graph"] != graph.fingerprint:
-        raise DataFileError(f"{folder} was trained on another graph than {graph!r}")
+        message = f"{folder} was trained on another graph than {graph!r}: load that graph, or "
+        raise DataFileError(f"{message}delete the folder to train anew")
     model = build(head["identity"]["model"].pop("model"), graph, **head["identity"]["model"])
     load_weights(model, tensors)
     return model.to(device).eval()
@@ -111,4 +113,4 @@ def load_trained(folder: Path, graph, device: torch.device | str = "cpu") -> Pat
 
 def load_history(folder: Path) -> pd.DataFrame:
     """Return the evaluations of a training folder, one row each."""
-    return pd.DataFrame(read_json(folder / "history.json", "training")["history"])
+    return pd.DataFrame(read_sealed(folder / "history.json", "training")["history"])

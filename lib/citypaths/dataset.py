@@ -21,7 +21,18 @@ import pyarrow as pa
 from numba import get_num_threads, njit
 from tqdm import tqdm
 
-from citypaths.files import DataFileError, atomic_write, lock, read_json, sha256, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    lock,
+    npz_fault,
+    read_json,
+    read_sealed,
+    remove_parts,
+    sealed,
+    sha256,
+    write_json,
+)
 from citypaths.graph import CityGraph
 from citypaths.memory import require_memory
 from citypaths.paths import Paths
@@ -29,8 +40,9 @@ from citypaths.shortest_paths import Block, in_blocks, over_blocks
 from citypaths.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, pair_drawer
 from citypaths.workers import Where, connected, spread_over_graph
 
-VERSION = 1
-REMEDY = "delete the folder; notebook 02-shortest-path-dataset makes it"
+VERSION = 2
+MAKER = "notebook 02-shortest-path-dataset"
+REMEDY = f"delete the folder; {MAKER} makes it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,21 +143,29 @@ class Dataset:
 
     def queries(self, part: str) -> tuple[Rows, np.ndarray]:
         """Return the rows of a part and which are contained in training (computed once)."""
-        path = self.folder / f"{part}-contained-{recipe_digest(self.recipe)}.npy"
+        path = self.folder / f"{part}-contained-{recipe_digest(self.recipe)}.npz"
         rows = self.rows(part)
         if not path.exists():
-            with atomic_write(path) as tmp, open(tmp, "wb") as file:
-                np.save(file, self.contained(rows), allow_pickle=False)
-        return rows, _read_flags(path, len(rows))
+            with lock(self.folder / ".lock"):
+                flags = self.contained(rows)
+                with atomic_write(path) as tmp, open(tmp, "wb") as file:
+                    np.savez(file, flags=flags, shards=np.array(_shards_digest(self.shards)))
+        return rows, _read_flags(path, len(rows), _shards_digest(self.shards))
 
 
-def _read_flags(path: Path, rows: int) -> np.ndarray:
+def _shards_digest(shards: list[dict]) -> str:
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
+
+
+def _read_flags(path: Path, rows: int, shards: str) -> np.ndarray:
     try:
-        flags = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataFileError(f"{path} is damaged ({error}): delete it") from None
-    if flags.shape != (rows,) or flags.dtype != bool:
-        raise DataFileError(f"{path} does not fit the dataset: delete it")
+        with np.load(path, allow_pickle=False) as file:
+            flags, of = file["flags"], str(file["shards"])
+    except Exception as error:  # a damaged zip fails in many ways
+        message = f"{path} is damaged ({npz_fault(error)}): delete it; the next run makes it"
+        raise DataFileError(message) from None
+    if flags.shape != (rows,) or flags.dtype != bool or of != shards:
+        raise DataFileError(f"{path} does not fit the dataset: delete it; the next run makes it")
     return flags
 
 
@@ -204,9 +224,9 @@ def make_dataset(
             with atomic_write(folder / name) as part:
                 part.write_bytes(content)
             manifest["shards"][name] = entry
-            write_json(folder / "manifest.json", manifest)
+            write_json(folder / "manifest.json", sealed(manifest))
         if not manifest["complete"]:
-            write_json(folder / "manifest.json", manifest | {"complete": True})
+            write_json(folder / "manifest.json", sealed(manifest | {"complete": True}))
     return open_dataset(folder, graph)
 
 
@@ -255,12 +275,11 @@ def sample_rows(
 
 
 def _begin(folder: Path, recipe: Recipe, targets_per_shard: int) -> dict:
-    for stale in folder.glob(".shard-*.part"):  # of a run that was killed: the lock is ours
-        stale.unlink()
+    remove_parts(folder)
     head = {"version": VERSION, "recipe": recipe.to_json(), "targets_per_shard": targets_per_shard}
     if not (folder / "manifest.json").exists():
         manifest = head | {"shards": {}, "complete": False}
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", sealed(manifest))
         return manifest
     manifest = _read_manifest(folder)
     if {key: manifest[key] for key in head} != head:
@@ -269,11 +288,14 @@ def _begin(folder: Path, recipe: Recipe, targets_per_shard: int) -> dict:
 
 
 def _read_manifest(folder: Path) -> dict:
-    manifest = read_json(folder / "manifest.json", "notebook 02-shortest-path-dataset")
-    known = {"version", "recipe", "targets_per_shard", "shards", "complete"}
-    whole = isinstance(manifest, dict) and known <= set(manifest)
-    if not whole or not isinstance(manifest["shards"], dict):
-        raise DataFileError(f"{folder / 'manifest.json'} is no dataset manifest: {REMEDY}")
+    path = folder / "manifest.json"
+    known = {"version", "recipe", "targets_per_shard", "shards", "complete", "sha256"}
+    manifest = read_json(path, MAKER)
+    if isinstance(manifest, dict) and manifest.get("version") not in (None, VERSION):
+        raise DataFileError(f"{path} is of version {manifest['version']}, not {VERSION}: {REMEDY}")
+    manifest = read_sealed(path, MAKER)
+    if set(manifest) != known or not isinstance(manifest["shards"], dict):
+        raise DataFileError(f"{path} is no dataset manifest: {REMEDY}")
     return manifest
 
 
@@ -284,10 +306,6 @@ def open_dataset(folder: Path, graph: CityGraph) -> Dataset:
         DataFileError: missing, unfinished, of another graph or version, or with shards missing.
     """
     manifest = _read_manifest(folder)
-    if manifest["version"] != VERSION:
-        raise DataFileError(
-            f"{folder} is of version {manifest['version']}, not {VERSION}: {REMEDY}"
-        )
     recipe = _recorded_recipe(folder, manifest)
     if recipe.graph != graph.fingerprint:
         raise DataFileError(f"{folder} was made from another graph ({recipe.graph[:12]}): {REMEDY}")
@@ -334,7 +352,8 @@ def _read_shard(folder: Path, entry: dict) -> Rows:
     if not path.exists():
         raise DataFileError(f"{path} is missing: run notebook 02-shortest-path-dataset again")
     if sha256(path) != entry["sha256"]:
-        raise DataFileError(f"{path} fails its checksum (truncated or altered): {REMEDY}")
+        what = "fails its checksum (truncated or altered)"
+        raise DataFileError(f"{path} {what}: delete it; {MAKER} makes it")
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all().combine_chunks()
     source, target = (table[c].to_numpy().astype(np.int64) for c in ("source", "target"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -39,19 +40,44 @@ def reports_dir() -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`, flushed to disk, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    """Yield a temporary path that becomes `path`, flushed to disk, when the block ends well.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; the message names `path`.
+    """
+    part = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.chmod(0o644)
         os.replace(part, path)
+    except OSError as error:
+        raise _with_remedy(error, path) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part:
+            part.unlink(missing_ok=True)
+
+
+def _with_remedy(error: OSError, path: Path) -> OSError:
+    """The error with the name of the file and what to do, where it is about writing `path`."""
+    name = error.filename
+    own = name is None or Path(name) in (path, *path.parents)
+    if not own and not Path(name).name.startswith(f".{path.name}."):
+        return error
+    what = f"{error.strerror or error}; it was not written, what was there stays. Free disk space "
+    what += "or make the folder writable, then run it again"
+    return OSError(error.errno or errno.EIO, what, str(path))
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of `name` left in a folder; its lock must be held."""
+    for stale in folder.glob(f".{name}.*.part"):
+        stale.unlink()
 
 
 @contextmanager
@@ -61,8 +87,12 @@ def lock(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: without `wait`, another has it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise _with_remedy(error, path) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
@@ -71,6 +101,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def npz_fault(error: Exception) -> str:
+    """Say why a .npz file was refused, without numpy's advice to unpickle it."""
+    return "it holds no plain arrays" if "pickle" in str(error) else str(error)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,5 +124,25 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataFileError(f"{path} is missing: {made_by} makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataFileError(f"{path} is damaged ({error}): delete it; {made_by} makes it") from None
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` with a SHA-256 of the rest of it under "sha256"."""
+    content = {key: item for key, item in value.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True)
+    return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON file that was written as `sealed`.
+
+    Raises:
+        DataFileError: the file is missing, is not JSON, or its content fails its checksum.
+    """
+    value = read_json(path, made_by)
+    if not isinstance(value, dict) or value != sealed(value):
+        message = f"{path} fails its checksum (altered, or of an older version): delete it; "
+        raise DataFileError(f"{message}{made_by} makes it")
+    return value

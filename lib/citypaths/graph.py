@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from citypaths.files import DataFileError, atomic_write
+from citypaths.files import DataFileError, atomic_write, npz_fault
 from citypaths.hashing import unit_hash
 from citypaths.memory import require_memory
 
@@ -232,8 +232,8 @@ def load_graph(path: Path) -> CityGraph:
     except FileNotFoundError:
         raise DataFileError(f"{path} is missing: notebook 01-city-dag makes it") from None
     except Exception as error:  # a damaged zip fails in many ways
-        message = f"{path} is no saved CityGraph ({error}): delete it and run notebook 01-city-dag"
-        raise DataFileError(message) from error
+        message = f"{path} is no saved CityGraph ({npz_fault(error)}): delete it and run "
+        raise DataFileError(f"{message}notebook 01-city-dag") from error
     if graph.fingerprint != fingerprint:
         raise DataFileError(f"{path} fails its fingerprint: delete it and run notebook 01-city-dag")
     return graph

@@ -17,6 +17,7 @@ import pandas as pd
 from citypaths.files import DataFileError
 
 PROBLEMS_SHOWN = 5
+LONGEST_SHOWN = 500  # characters of a bad cell
 
 
 class CityDataError(DataFileError):
@@ -117,7 +118,7 @@ class PlaceRows:
     def _line(self, position: int, column: str, why: str | Callable[[int], str]) -> str:
         value = self.cells[column].iloc[position]
         text = why if isinstance(why, str) else why(position)
-        return f"{self.cells.index[position]}, column {column}: {value!r} {text}"
+        return f"{self.cells.index[position]}, column {column}: {_short(repr(value))} {text}"
 
 
 def read_rows(
@@ -182,16 +183,25 @@ def _convert(encoding: str) -> str:
 
 
 def _locate(data: bytes, offset: int) -> str:
-    start = data.rfind(b"\n", 0, offset) + 1
-    before, line, header = (
-        next(csv.reader([part.decode("latin-1")]), [""])
-        for part in (data[start : offset + 1], data[start:].split(b"\n")[0], data.split(b"\n")[0])
-    )
-    column = len(before) - 1
+    lines = data[: offset + 1].splitlines()
+    rest = data[offset + 1 - len(lines[-1]) :].splitlines()[0]
+    before, line, header = map(_cells, (lines[-1], rest, lines[0]))
+    column = min(len(before), len(line)) - 1
     name = header[column] if column < len(header) else str(column + 1)
-    value = line[column].strip()
-    row = data.count(b"\n", 0, offset) + 1
-    return f"row {row}, column {name}: byte 0x{data[offset]:02x} is not UTF-8 (Latin-1? {value!r})"
+    where, value = f"row {len(lines)}, column {_short(name)}", _short(repr(line[column].strip()))
+    return f"{where}: byte 0x{data[offset]:02x} is not UTF-8 (Latin-1? {value})"
+
+
+def _cells(line: bytes) -> list[str]:
+    text = line.decode("latin-1")
+    try:
+        return next(csv.reader([text]), [""])
+    except csv.Error:  # such as a cell beyond all measure
+        return text.split(",")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _records(path: Path, text: str, delimiter: str, remedy: str):
@@ -214,7 +224,8 @@ def _check_header(path: Path, header: list[str], required: Iterable[str], remedy
         names = ", ".join(missing)
         found = ", ".join(header)[:200]
         raise CityDataError(f"{path}, row 1: no column {names} (found: {found}). {remedy}")
-    if twice := sorted({column for column in header if header.count(column) > 1}):
+    plain = [column.casefold() for column in header]
+    if twice := sorted({column for column in header if plain.count(column.casefold()) > 1}):
         raise CityDataError(f"{path}, row 1: column {', '.join(twice)} appears twice. {remedy}")
 
 

@@ -182,7 +182,11 @@ def standard_columns(
     table = pd.DataFrame(texts | numbers | {"population_known": known.to_numpy(bool)})
     if extras is not None:
         taken = {c: f"source_{c}" for c in (*STANDARD, "id", "geometry") if c in extras}
-        table = pd.concat([table, extras.rename(columns=taken)], axis=1)
+        extras = extras.rename(columns=taken)
+        if twice := sorted(extras.columns[extras.columns.duplicated()]):
+            where = f"{rows.origin}, row 1: column {', '.join(twice)} appears twice"
+            raise CityDataError(f"{where}, as {', '.join(taken)} is renamed. {rows.remedy}")
+        table = pd.concat([table, extras], axis=1)
     return table.reset_index(drop=True)[[*STANDARD, *(c for c in table if c not in STANDARD)]]
 
 

@@ -15,7 +15,16 @@ from typing import Any
 
 import pandas as pd
 
-from citypaths.files import DataFileError, atomic_write, lock, project_root, reports_dir, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    lock,
+    project_root,
+    remove_parts,
+    reports_dir,
+    sealed,
+    write_json,
+)
 from citypaths.sizes import SIZES, Size, digest, settings_of
 
 COLUMNS = (
@@ -58,6 +67,7 @@ COLUMNS = (
 )
 REGIMES = ("closed_book", "checked", "open_map")
 RATES = (*COLUMNS[COLUMNS.index("legal") : COLUMNS.index("hard_queries")], "hard_success")
+UNSEALED = {"run", "rows", "settings", "versions", "machine"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 
 
@@ -120,7 +130,9 @@ def file_record(body: dict[str, Any]) -> Path:
         _check(row)
     path = reports_dir() / "runs" / f"{body['run']}.json"
     with lock(reports_dir() / "runs" / ".lock"):
-        write_json(path, body)
+        remove_parts(path.parent)
+        remove_parts(reports_dir(), "results.csv")
+        write_json(path, sealed(body))
         _write_csv()
     return path
 
@@ -133,7 +145,8 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
     for name in RATES:
         value = row.get(name)
-        if value is not None and not (math.isnan(value) or 0 <= value <= 1):
+        number = value is None or hasattr(value, "__float__")
+        if not number or not (value is None or math.isnan(value) or 0 <= value <= 1):
             raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
 
 
@@ -162,8 +175,8 @@ def load_results() -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted((reports_dir() / "runs").glob("*.json")):
         try:
-            rows += rows_of(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
+            rows += _checked_rows(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
             ) from error
@@ -173,6 +186,19 @@ def load_results() -> pd.DataFrame:
 def rows_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the ledger's rows of one recorded run."""
     return [row | {"run": body["run"]} for row in body["rows"]]
+
+
+def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    """The rows of a run's JSON; runs recorded by an older version carry no checksum."""
+    if not isinstance(body, dict):
+        raise ValueError("it holds no rows")
+    if set(body) != UNSEALED and body != sealed(body):
+        raise ValueError("it fails its checksum")
+    if body["run"] != run:
+        raise ValueError(f"it is a copy of {body['run']}")
+    for row in body["rows"]:
+        _check(row)
+    return rows_of(body)
 
 
 def _write_csv() -> None:

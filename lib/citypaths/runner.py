@@ -36,7 +36,7 @@ from nbformat import NotebookNode
 from papermill.cli import _resolve_type as parse_value
 from papermill.exceptions import PapermillExecutionError
 
-from citypaths.files import atomic_write, project_root
+from citypaths.files import DataFileError, atomic_write, project_root
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"(File |Cell In|-+> ?\d+)")
@@ -54,10 +54,14 @@ def read_notebook(path: Path) -> NotebookNode:
         RunnerError: the file is missing or is no notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)  # read itself only warns
+        return nb
     except FileNotFoundError:
         raise RunnerError(f"{path} does not exist") from None
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # nbformat fails in many ways on what is no notebook
         raise RunnerError(f"{path} is not a notebook: {str(error)[:200]}") from None
 
 
@@ -67,12 +71,21 @@ def tags(cell: NotebookNode) -> list[str]:
 
 
 def known_parameters(nb: NotebookNode) -> dict[str, Any]:
-    """Return name and default of every parameter in the cell tagged `parameters`."""
+    """Return name and default of every parameter in the cell tagged `parameters`.
+
+    Raises:
+        RunnerError: a default is no plain value; code is read here, never run.
+    """
     sources = [cell.source for cell in nb.cells if "parameters" in tags(cell)]
     names = {}
-    for node in ast.parse("\n".join(sources)).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names |= {t.id: ast.literal_eval(node.value) for t in targets if isinstance(t, ast.Name)}
+    try:
+        for node in ast.parse("\n".join(sources)).body:
+            assigned = getattr(node, "targets", [getattr(node, "target", None)])
+            found = [target.id for target in assigned if isinstance(target, ast.Name)]
+            names |= {name: ast.literal_eval(node.value) for name in found}
+    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        what = "the cell tagged parameters holds more than names and plain values"
+        raise RunnerError(f"{what}: {error}") from None
     return names
 
 
@@ -80,9 +93,14 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     """Refuse parameters that the notebook does not have.
 
     Raises:
-        RunnerError: names each unknown parameter, its nearest matches and the known ones.
+        RunnerError: names each unknown parameter, its nearest matches and the known ones, or the
+            notebook whose parameters are no plain values.
     """
-    known = known_parameters(read_notebook(notebook))
+    nb = read_notebook(notebook)
+    try:
+        known = known_parameters(nb)
+    except RunnerError as error:
+        raise RunnerError(f"{notebook}: {error}") from None
     lines = []
     for name in (name for name in parameters if name not in known):
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -141,6 +159,9 @@ def execute(
                 os.replace(part, failed)
             if isinstance(error, PapermillExecutionError | DeadKernelError):
                 raise RunnerError(describe_failure(notebook, failed, error)) from None
+            if isinstance(error, OSError):
+                what = f"{out} was not written ({error})"
+                raise RunnerError(f"{what}: free disk space, then run it again") from None
             raise
         with atomic_write(out) as whole:
             nbformat.write(coalesce(nb), whole)
@@ -219,7 +240,7 @@ def to_markdown(notebook: Path) -> tuple[str, dict[str, bytes]]:
         The text, and the figures by path relative to the text.
 
     Raises:
-        RunnerError: a cell of the notebook holds an error.
+        RunnerError: a cell of the notebook holds an error, or an output is damaged.
     """
     nb = coalesce(read_notebook(notebook))
     for cell in (cell for cell in nb.cells if cell.cell_type == "code"):
@@ -227,7 +248,10 @@ def to_markdown(notebook: Path) -> tuple[str, dict[str, bytes]]:
             raise RunnerError(f"{notebook} holds a failed cell: run it again before reporting it")
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     names = {"unique_key": notebook.stem, "output_files_dir": f"{notebook.stem}_files"}
-    body, resources = MarkdownExporter().from_notebook_node(nb, names)
+    try:
+        body, resources = MarkdownExporter().from_notebook_node(nb, names)
+    except ValueError as error:  # such as a figure that is no base64
+        raise RunnerError(f"{notebook} cannot be converted ({error}): run it again") from None
     body = re.sub(r"<style scoped>.*?</style>\n?", "", body, flags=re.DOTALL)
     body = body.replace(f"{project_root().resolve()}/", "").replace(f"{Path.home()}/", "~/")
     body = re.sub(r" at 0x[0-9a-f]{6,}", "", body)  # an address differs from run to run
@@ -256,7 +280,7 @@ def report(executed: Path, out: Path) -> list[Path]:
         body, figures = to_markdown(notebook)
         shutil.rmtree(out / f"{notebook.stem}_files", ignore_errors=True)
         for name, content in figures.items():
-            with atomic_write(out / name) as part:
+            with atomic_write(out / f"{notebook.stem}_files" / Path(name).name) as part:
                 part.write_bytes(content)
         with atomic_write(out / f"{notebook.stem}.md") as part:
             part.write_text(body, encoding="utf-8")
@@ -339,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is stopped too
     try:
         command_line(parser().parse_args(arguments))
-    except RunnerError as error:
+    except (RunnerError, DataFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from citypaths.checkpoints import load_history, load_trained, pack, read_checkpo
 from citypaths.compute import training_flops
 from citypaths.dataset import Dataset
 from citypaths.distributed import Team, join
-from citypaths.files import DataFileError, atomic_write, write_json
+from citypaths.files import DataFileError, atomic_write, remove_parts, sealed, write_json
 from citypaths.models import PathModel, build
 from citypaths.train_settings import TrainSettings
 
@@ -214,10 +215,13 @@ class _Run:
         counters = {k: getattr(self, k) for k in COUNTERS}
         head = {"identity": self.identity, "position": self.batches.position, **counters}
         # The history goes first: beside a finished checkpoint, which is final, it is whole.
-        write_json(self.folder / "history.json", {**head, "position": list(self.batches.position)})
+        write_json(self.folder / "history.json", sealed(head))
         with atomic_write(self._file) as part:
             copies, metadata = seal(head, pack(self.model, self.optimizer))
-            save_file(copies, part, metadata=metadata)
+            try:
+                save_file(copies, part, metadata=metadata)
+            except SafetensorError as error:  # such as a full disk
+                raise OSError(str(error)) from error
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one; rank 0 reads it for all."""
@@ -234,8 +238,7 @@ class _Run:
 
     def _read(self, into: dict[str, Tensor]) -> dict | None:
         """The checkpoint's head, or None without one; its tensors are put `into`."""
-        for stale in self.folder.glob(".*.part"):  # of a run that was killed: the lock is ours
-            stale.unlink()
+        remove_parts(self.folder)
         if not self._file.exists():
             return None
         head, tensors = read_checkpoint(self._file)
@@ -244,5 +247,7 @@ class _Run:
                 f"{self._file} was trained with other settings or data: "
                 f"delete {self.folder} to train anew"
             )
+        if not (self.folder / "history.json").exists():
+            write_json(self.folder / "history.json", sealed(head))
         into.update(tensors)
         return head

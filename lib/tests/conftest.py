@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from small_project import everything, project, work
 
 from citypaths.cities import load_cities
 from citypaths.dataset import make_dataset
@@ -78,3 +83,27 @@ def tiny_dataset(tennessee, tmp_path_factory):
     """A finished dataset of about 2,000 training paths of Tennessee in 24 shards."""
     recipe = recipe_for(tennessee, train=2000, valid=200, test=400, seed=5)
     return make_dataset(tennessee, recipe, tmp_path_factory.mktemp("tiny") / "spd", 16)
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory) -> Path:
+    """A folder with everything that the package writes; see small_project."""
+    home = tmp_path_factory.mktemp("project")
+    with project(home):
+        work(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def whole(finished_project) -> list:
+    """Everything of the finished project, as it is read."""
+    with project(finished_project):
+        return everything(finished_project)
+
+
+@pytest.fixture
+def home(finished_project, tmp_path) -> Iterator[Path]:
+    """A copy of the finished project, to be damaged."""
+    shutil.copytree(finished_project, tmp_path / "home")
+    with project(tmp_path / "home"):
+        yield tmp_path / "home"

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +14,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-import citypaths
 from citypaths import train as train_module
 from citypaths.batches import IGNORE, Batches, batch_of
 from citypaths.compute import training_flops
@@ -195,64 +190,6 @@ def test_a_stop_between_the_two_files_loses_no_history(tiny_dataset, tmp_path, m
     assert not list(tmp_path.glob("*.part"))
 
 
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-import torch._dynamo  # an optimizer imports it; once here saves seconds in every child
-from citypaths.dataset import open_dataset
-from citypaths.graph import load_graph
-from citypaths.train import TrainSettings, train
-
-root = Path(sys.argv[1])
-graph = load_graph(root / "graph.npz")
-dataset = open_dataset(Path(sys.argv[2]), graph)
-settings = TrainSettings(
-    steps=100, batch_tokens=256, evaluations=5, save_seconds=0, own_input=0.2, hindsight=0.3
-)
-
-def start(folder):
-    child = os.fork()
-    if child:
-        return child
-    torch.set_num_threads(1)
-    options = {"width": 8, "dropout": 0.2, "endpoints": "prefix"}
-    train("rnn", dataset, root / folder, settings, options)
-    os._exit(0)
-
-began = time.monotonic()
-assert os.waitpid(start("whole"), 0)[1] == 0
-whole, kills, draw = time.monotonic() - began, 0, random.Random(int(sys.argv[3]))
-while True:
-    child, limit = start("killed"), time.monotonic() + whole * draw.uniform(0.1, 0.6)
-    while time.monotonic() < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, status
-            sys.exit(print(kills))
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-    assert kills < 100
-"""
-
-
-def test_a_killed_run_ends_with_the_same_bits(tiny_dataset, tmp_path):
-    tiny_dataset.graph.save(tmp_path / "graph.npz")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, tmp_path, tiny_dataset.folder, "5"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(citypaths.__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 1
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert not [path for path in (tmp_path / "killed").iterdir() if path.suffix == ".part"]
-
-
 # When it goes wrong
 
 
@@ -311,53 +248,16 @@ def assert_refused(dataset, folder, settings=None, options=None) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, 5000, -1])
-def test_a_truncated_checkpoint_is_refused(tiny_dataset, finished, keep):
-    file = finished / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    assert "is no whole checkpoint" in assert_refused(tiny_dataset, finished)
-    with pytest.raises(DataFileError, match="checkpoint.safetensors"):
-        load_trained(finished, tiny_dataset.graph)
-
-
-def test_a_flipped_bit_is_refused_wherever_it_is(tiny_dataset, finished):
-    file = finished / "checkpoint.safetensors"
-    whole = file.read_bytes()
-    head = 8 + int.from_bytes(whole[:8], "little")
-    draw = np.random.default_rng(0)
-    places = [*range(8), *draw.integers(8, head, 60), *draw.integers(head, len(whole), 60)]
-    for place in places:
-        spoilt = bytearray(whole)
-        spoilt[place] ^= 1 << int(draw.integers(8))
-        file.write_bytes(spoilt)
-        with pytest.raises(DataFileError, match="checkpoint.safetensors is no whole checkpoint"):
-            read_checkpoint(file)
-    assert_refused(tiny_dataset, finished)
-
-
-def test_foreign_files_are_refused_and_never_run(tiny_dataset, finished, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "went off",)
-
+def test_foreign_files_are_refused(tiny_dataset, finished, tmp_path):
     file = finished / "checkpoint.safetensors"
     torch.save({"run": 1}, tmp_path / "torch.pt")
     safetensors = train_module.save_file
     safetensors({"x": torch.zeros(1)}, tmp_path / "plain")
     safetensors({"x": torch.zeros(1)}, tmp_path / "other", metadata={"run": "[1]"})
     foreign = [(tmp_path / n).read_bytes() for n in ("torch.pt", "plain", "other")]
-    for spoilt in (pickle.dumps(Bomb()), b"\0" * 4096, b"{}", *foreign):
+    for spoilt in (b"\0" * 4096, b"{}", *foreign):
         file.write_bytes(spoilt)
         assert_refused(tiny_dataset, finished)
-    assert not (tmp_path / "went off").exists()
-
-
-def test_nothing_in_the_package_pickles():
-    for path in Path(citypaths.__file__).parent.rglob("*.py"):
-        code = path.read_text(encoding="utf-8")
-        assert not re.search(
-            r"import pickle|torch\.(load|save)\(|allow_pickle=True|joblib", code
-        ), path
 
 
 def test_other_settings_are_refused(tiny_dataset, finished):
