@@ -28,12 +28,13 @@ from scipy.sparse.csgraph import dijkstra
 from citypaths import search
 from citypaths.batches import Batches
 from citypaths.cities import load_cities
-from citypaths.dataset import Dataset, make_dataset, sample_rows
+from citypaths.dataset import Dataset, make_dataset
 from citypaths.device_trees import DeviceTrees
 from citypaths.files import atomic_write, reports_dir
 from citypaths.graph import CityGraph, Orientation, build_graph
 from citypaths.models import build
 from citypaths.paths import Paths
+from citypaths.shards import sample_rows
 from citypaths.shortest_paths import Block, in_blocks, over_blocks, shortest_path_trees
 from citypaths.splits import Recipe, pair_drawer
 from citypaths.survey import draw_sample

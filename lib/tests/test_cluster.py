@@ -144,14 +144,14 @@ def slow_disk(monkeypatch):
 @pytest.fixture
 def long_tasks(monkeypatch, tmp_path):
     """Let a shard take long enough for every worker to be given some; they leave their marks."""
-    real, marks = dataset._make_shard, tmp_path
+    real, marks = dataset.make_shard, tmp_path
 
     def slowly(*given):
         (marks / f"{os.getpid()}.mark").touch()
         time.sleep(0.06)
         return real(*given)
 
-    monkeypatch.setattr(dataset, "_make_shard", slowly)
+    monkeypatch.setattr(dataset, "make_shard", slowly)
 
 
 def took_part(folder: Path) -> set[int]:
@@ -239,7 +239,7 @@ def test_a_killed_worker_changes_no_byte(
 def test_what_a_worker_raises_is_raised_here(
     pair, plain, tiny_dataset, tennessee, tmp_path, monkeypatch
 ):
-    real = dataset._make_shard
+    real = dataset.make_shard
 
     def break_late(graph, recipe, start, targets):
         if start == 200:
@@ -247,7 +247,7 @@ def test_what_a_worker_raises_is_raised_here(
         return real(graph, recipe, start, targets)
 
     args = (tennessee, tiny_dataset.recipe, tmp_path, SMALL, pair)
-    monkeypatch.setattr(dataset, "_make_shard", break_late)
+    monkeypatch.setattr(dataset, "make_shard", break_late)
     with pytest.raises(ValueError, match="no memory for target 200"):
         make_dataset(*args)
     kept = {path: path.stat().st_ino for path in shards(tmp_path)}

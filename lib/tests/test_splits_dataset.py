@@ -10,18 +10,19 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citypaths import dataset as dataset_module
+from citypaths.batches import Batches
 from citypaths.dataset import (
     Rows,
-    frame,
-    iterate_train,
+    live_dataset,
     make_dataset,
     open_dataset,
     recipe_digest,
@@ -37,6 +38,7 @@ from citypaths.files import (
 )
 from citypaths.graph import build_graph, jittered, rounded
 from citypaths.hashing import unit_hash
+from citypaths.shards import frame, sample_rows
 from citypaths.shortest_paths import count_reachable, paths, shortest_path_trees
 from citypaths.splits import PARTS, SPLITS, Recipe, held_cities, recipe_for
 
@@ -358,7 +360,6 @@ def test_counts_are_those_of_the_rows(made):
     expected = {part: int((rows.part == i).sum()) for i, part in enumerate(PARTS)}
     assert made.counts == expected | {"tokens": len(rows.paths.tokens)}
     assert {part: len(made.rows(part)) for part in PARTS} == expected
-    assert sum(len(train) for train in iterate_train(made)) == expected["train"]
 
 
 def test_rows_can_be_taken_and_joined(tiny_dataset):
@@ -605,7 +606,7 @@ def test_contained_flags_are_computed_once(copy, tennessee, monkeypatch):
     rows, flags = dataset.queries("test")
     assert 0.2 < flags.mean() < 0.95
     np.testing.assert_array_equal(flags, dataset.contained(rows))
-    monkeypatch.setattr(dataset_module, "_cover", None)
+    monkeypatch.setattr(dataset_module, "contained", None)
     again, same = open_dataset(copy, tennessee).queries("test")
     np.testing.assert_array_equal(flags, same)
     assert_same_rows(rows, again)
@@ -617,3 +618,42 @@ def test_contained_flags_of_another_recipe_are_not_taken(copy, tiny_dataset, ten
     other = make_dataset(tennessee, replace(tiny_dataset.recipe, train_rate=0.001), copy, 16)
     rows, flags = other.queries("test")
     np.testing.assert_array_equal(flags, other.contained(rows))
+
+
+# Without files
+
+
+def test_a_live_dataset_is_the_one_on_disk(made):
+    live = live_dataset(made.graph, made.recipe, 100)
+    assert live.counts == made.counts
+    assert len(live.shards) == -(-len(made.graph) // 100)
+    for part in PARTS:
+        assert_same_rows(live.rows(part), made.rows(part))
+    rows, flags = live.queries("test")
+    np.testing.assert_array_equal(flags, made.contained(rows))
+    assert not live.folder.exists()
+
+
+def test_live_batches_are_those_from_disk(tiny_dataset):
+    live = live_dataset(tiny_dataset.graph, tiny_dataset.recipe, 16)
+    for pool_paths in (300, 10**6):
+        both = (Batches(d, 400, pool_paths=pool_paths) for d in (live, tiny_dataset))
+        pairs = zip(*both, strict=False)
+        for mine, theirs in islice(pairs, 30):
+            assert torch.equal(mine.cities, theirs.cities)
+            assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_live_datasets_refuse_what_files_do(tiny_dataset, chain):
+    with pytest.raises(ValueError, match="the recipe is for graph"):
+        live_dataset(chain, tiny_dataset.recipe)
+    with pytest.raises(ValueError, match="targets_per_shard is a positive number"):
+        live_dataset(tiny_dataset.graph, tiny_dataset.recipe, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("groups", [3, 90])
+def test_rows_are_the_same_in_any_grouping(made, threads, groups):
+    targets = np.array_split(np.arange(len(made.graph)), groups)
+    rows = [sample_rows(made.graph, made.recipe, some, threads) for some in targets]
+    assert_same_rows(Rows.concatenate(rows), all_rows(made))
