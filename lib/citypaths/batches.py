@@ -47,20 +47,26 @@ class Batch:
 
 def pad(tokens: Tensor, offsets: Tensor, rows: Tensor) -> Batch:
     """Gather paths `rows` [B] of a store (tokens [total], offsets [paths + 1]) as a Batch."""
+    if tokens.device.type in COMPILED_ON:
+        at, ends = rows.numpy(), offsets.numpy()
+        return _compiled(tokens, ends[at], ends[at + 1] - ends[at])
     return pad_spans(tokens, offsets[rows], offsets[rows + 1] - offsets[rows])
 
 
 def pad_spans(tokens: Tensor, start: Tensor, length: Tensor) -> Batch:
     """Gather `length` [B] cities (at least 2) from each `start` [B] of `tokens` as a Batch."""
     if tokens.device.type in COMPILED_ON:
-        arrays = _gather(tokens.numpy(), start.numpy(), length.numpy())
-        return Batch(*map(torch.from_numpy, arrays))
+        return _compiled(tokens, start.numpy(), length.numpy())
     steps = torch.arange(int(length.max()) - 1, device=tokens.device)
     inside = steps < (length - 1)[:, None]
     at = torch.where(inside, start[:, None] + steps, start[:, None])
     cities = torch.where(inside, tokens[at], 0).long()
     labels = torch.where(inside, tokens[torch.where(inside, at + 1, at)], IGNORE).long()
     return Batch(tokens[start].long(), tokens[start + length - 1].long(), cities, labels)
+
+
+def _compiled(tokens: Tensor, start: np.ndarray, length: np.ndarray) -> Batch:
+    return Batch(*map(torch.from_numpy, _gather(tokens.numpy(), start, length)))
 
 
 @njit(cache=True, nogil=True)

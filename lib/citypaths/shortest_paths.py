@@ -105,8 +105,10 @@ def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, 
     due = np.zeros(len(indptr), np.bool_)
     fresh = np.empty(len(indices) + 4, np.int64)
     row = np.empty(width)
-    mm[:], next_city[:] = np.inf, none
+    next_city[:] = none
     for j in range(width):
+        if not changed[targets[j]]:
+            mm[targets[j]] = np.inf
         mm[targets[j], j] = 0.0
         changed[targets[j]] = 1
         due[into[into_indptr[targets[j]] : into_indptr[targets[j] + 1]]] = True
@@ -121,6 +123,8 @@ def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, 
                 fresh[edges] = e
                 edges += changed[indices[e]] > seen[a]
             fresh[edges : edges + 3] = fresh[0]
+            if not (seen[a] or changed[a]):  # the first visit: a row is filled when it is near
+                mm[a] = np.inf
             for j in range(width):
                 row[j] = mm[a, j] + next_city[j, a] / base
             for e in range(0, edges, 4):  # four edges a pass spare three loads and stores of `row`
@@ -139,6 +143,9 @@ def _sweep(indptr, indices, keys, into_indptr, into, orders, base, targets, mm, 
                 quiet, changed[a] = False, clock
                 due[into[into_indptr[a] : into_indptr[a + 1]]] = True
         sweeps += 1
+    for a in range(len(mm)):
+        if not (seen[a] or changed[a]):
+            mm[a] = np.inf
     return farthest
 
 
@@ -261,11 +268,15 @@ def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -
     require_memory(packed.bytes_a_tree * len(targets), what, remedy)
     mm, next_city = np.empty(shape), np.empty(shape[::-1], packed.ids)
 
+    width = min(BLOCK, max(16, -(-len(targets) // 4)))  # several blocks a thread
+    starts = range(0, len(targets), width)[::-1]  # the eastern ones, which take longest, first
+
     def keep(block: Block) -> None:
-        columns = slice(block.number * BLOCK, block.number * BLOCK + len(block.targets))
+        columns = slice(starts[block.number], starts[block.number] + width)
         mm[:, columns], next_city[columns] = block.mm, block.next_city
 
-    deque(over_blocks(graph, in_blocks(targets), keep, threads), maxlen=0)
+    blocks = in_blocks(targets, width)[::-1]
+    deque(over_blocks(graph, blocks, keep, threads), maxlen=0)
     return Trees(targets, mm, next_city.T)
 
 
