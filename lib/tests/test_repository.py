@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_the_package_is_not_ignored():
     files = {str(file.relative_to(ROOT)) for file in tracked()}
     assert "lib/citypaths/__init__.py" in files
     assert not [name for name in files if name.startswith("data/") and name != "data/README.md"]
+
+
+def test_the_engine_example_of_the_readme_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "live_dataset" in c)
+    code += "print(trees.mm.shape == (len(japan), 3), spd.counts['train'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole, train = done.stdout.split()
+    assert whole == "True"
+    assert 900_000 < int(train) < 1_100_000
