@@ -91,10 +91,10 @@ def batch_of(rows: Rows, device: torch.device | str = "cpu") -> Batch:
 
 
 def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    tokens, offsets = torch.from_numpy(rows.paths.tokens), torch.from_numpy(rows.paths.offsets)
-    if torch.device(device).type != "cpu":
-        tokens = tokens.int()  # CUDA indexes no tensor of uint16
-    return tokens.to(device), offsets.to(device)
+    tokens, offsets = rows.paths.tokens, torch.from_numpy(rows.paths.offsets)
+    short = torch.device(device).type in COMPILED_ON and tokens.max(initial=0) < 2**16
+    ids = tokens.astype(np.uint16 if short else np.int32)  # CUDA indexes no uint16
+    return torch.from_numpy(ids).to(device), offsets.to(device)
 
 
 @torch.no_grad()

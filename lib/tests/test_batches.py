@@ -204,8 +204,11 @@ def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
     rows = tiny_dataset.rows("train")
     tokens, offsets = batches_module._on_device(rows, "cpu")
     some = torch.randperm(len(rows), generator=torch.manual_seed(0))[:200]
+    assert tokens.dtype == torch.uint16
     compiled = batches_module.pad(tokens, offsets, some)
     monkeypatch.setattr(batches_module, "COMPILED_ON", ())
+    tokens, offsets = batches_module._on_device(rows, "cpu")
+    assert tokens.dtype == torch.int32
     assert_same_batch(batches_module.pad(tokens, offsets, some), compiled)
 
 
