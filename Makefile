@@ -57,7 +57,7 @@ tables: .venv/.ready ## generate the READMEs' tables from the ledger
 strip: .venv/.ready ## remove outputs from the notebooks, before a commit
 	$(PY) -m citypaths.runner strip $(NOTEBOOKS)
 
-bench: .venv/.ready ## measure the shortest-path engines
+bench: .venv/.ready ## measure speed and memory against peers; writes reports/bench.md
 	$(PY) -m citypaths.bench
 
 clean: ## remove executed notebooks and caches; datasets, checkpoints, reports and .venv stay

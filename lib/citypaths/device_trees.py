@@ -1,4 +1,4 @@
-"""The sweep of `shortest_paths` in torch: the same keys, for thousands of targets on a GPU.
+"""The sweep of `citypaths.relaxation` in torch: the same keys, for thousands of targets on a GPU.
 
 A run of consecutive cities is relaxed together, over all targets at once: first over the hops that
 leave the run, then over those inside it. Eastward graphs take as many rounds inside a run as its
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from citypaths.graph import CityGraph
-from citypaths.shortest_paths import Trees, pack
+from citypaths.relaxation import pack
+from citypaths.shortest_paths import Trees
 
 RUN = 64  # cities relaxed together
 

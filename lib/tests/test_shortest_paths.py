@@ -269,6 +269,14 @@ def test_paths_of_blocks_are_those_of_the_trees(oriented_tennessee, monkeypatch)
         np.testing.assert_array_equal(joined.offsets, expected.offsets)
 
 
+def test_targets_in_any_order_have_their_own_trees(oriented_tennessee):
+    targets = np.random.default_rng(8).permutation(len(oriented_tennessee))[:150]
+    trees, whole = shortest_path_trees(oriented_tennessee, targets), all_trees(oriented_tennessee)
+    np.testing.assert_array_equal(trees.targets, targets)
+    np.testing.assert_array_equal(trees.mm, whole.mm[:, targets])
+    np.testing.assert_array_equal(trees.next_city, whole.next_city[:, targets])
+
+
 def test_an_error_in_a_block_ends_the_walk(oriented_tennessee):
     def fail(block):
         raise RuntimeError(f"block {block.number}")
