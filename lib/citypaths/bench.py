@@ -199,14 +199,15 @@ def _disk_rate(path: Path, size: int = 2**29) -> float:
     return size / took
 
 
-def _batch_lines(dataset: Dataset, batches: int = 2000) -> list[Line]:
+def _batch_lines(dataset: Dataset, batches: int = 500) -> list[Line]:
     """Paths a second of one core: gathered into shuffled batches, and sampled again instead."""
-    stream = iter(Batches(dataset, 4096))
+    stream, rates = iter(Batches(dataset, 4096)), []
     next(stream)
-    began, paths = time.thread_time(), 0
-    for batch in islice(stream, batches):
-        paths += len(batch)
-    gathered = paths / (time.thread_time() - began)
+    for _ in range(9):
+        began = time.thread_time()
+        paths = sum(len(batch) for batch in islice(stream, batches))
+        rates.append(paths / (time.thread_time() - began))
+    gathered = float(np.median(rates))
     targets = np.arange(0, len(dataset.graph), 80)
     began = time.perf_counter()
     again = len(sample_rows(dataset.graph, dataset.recipe, targets, threads=1))
