@@ -1,6 +1,6 @@
 """Speed and memory, as ratios against a peer measured in the same run (`make bench`).
 
-    python -m citypaths.bench [trees] [paths] [dataset] [batches] [decoding] [training]
+    python -m citypaths.bench [trees] [paths] [dataset] [decoding]
 
 Every part prints a Markdown table; all of them go to `reports/bench.md`.
 """
@@ -30,7 +30,7 @@ from citypaths.batches import Batches
 from citypaths.cities import load_cities
 from citypaths.dataset import Dataset, make_dataset
 from citypaths.device_trees import DeviceTrees
-from citypaths.files import atomic_write, reports_dir
+from citypaths.files import reports_dir, write_bytes
 from citypaths.graph import CityGraph, Orientation, build_graph, load_graph
 from citypaths.models import build
 from citypaths.paths import Paths
@@ -182,8 +182,7 @@ def _rate(size: int, took: float) -> str:
 
 def _write(rows: Rows, path: Path, cities: int) -> None:
     content, _ = encode_shard(rows, cities)
-    with atomic_write(path) as part:
-        part.write_bytes(content)
+    write_bytes(path, content)
 
 
 def _disk_rate(path: Path, size: int = 2**29) -> float:
@@ -256,8 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = "\n".join(page) + "\n"
     sys.stdout.write(text)
     if len(asked) == len(BENCHES):
-        with atomic_write(reports_dir() / "bench.md") as part:
-            part.write_text(text, encoding="utf-8")
+        write_bytes(reports_dir() / "bench.md", text.encode())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ A cluster is for machines that trust one another: see `citypaths.workers`.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from citypaths import lab, sizes
 from citypaths.dataset import Dataset
 from citypaths.files import DataFileError, data_dir
-from citypaths.runner import RunnerError, read_parameters
+from citypaths.runner import RunnerError, exit_status, read_parameters
 from citypaths.splits import SPLITS, Split
 from citypaths.sweeps import SweepError, sweep
 from citypaths.workers import ClusterError, Where
@@ -82,17 +81,13 @@ def command_line(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 (failed) or 130 (interrupted)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that runs are stopped too
-    try:
+    """Run the command line and return the exit status."""
+    told = (RunnerError, ClusterError, DataFileError, ImportError)
+
+    def carry_out() -> None:
         print(command_line(parser().parse_args(arguments)))
-    except (RunnerError, ClusterError, DataFileError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(carry_out, told, "goes on from there")
 
 
 if __name__ == "__main__":

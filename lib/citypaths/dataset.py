@@ -25,6 +25,7 @@ from citypaths.files import (
     read_sealed,
     remove_parts,
     sealed,
+    write_bytes,
     write_json,
 )
 from citypaths.graph import CityGraph
@@ -78,7 +79,7 @@ class Dataset:
 
 
 class LiveDataset(Dataset):
-    """A dataset without files: each shard is drawn anew, which is faster than reading it.
+    """A dataset without files: each shard is drawn anew when it is asked for.
 
     The rows, their order and so the batches are those of the same recipe on disk.
     """
@@ -100,20 +101,20 @@ def live_dataset(graph: CityGraph, recipe: Recipe, targets_per_shard: int = 256)
         ValueError: the recipe belongs to another graph, or `targets_per_shard` is not positive.
     """
     _check_request(graph, recipe, targets_per_shard)
-    jobs = [(recipe, *job) for job in _shard_starts(graph, targets_per_shard).values()]
+    jobs = [(recipe, *span) for span in _shard_spans(graph, targets_per_shard).values()]
     counts = [fetch() for _, fetch in spread_over_graph(None, _count_shard, graph, jobs)]
     return LiveDataset(Path("live"), graph, recipe, counts)
 
 
-def _count_shard(graph: CityGraph, recipe: Recipe, start: int, targets: int) -> dict:
-    mine = np.arange(start, min(start + targets, len(graph)))
+def _count_shard(graph: CityGraph, recipe: Recipe, start: int, stop: int) -> dict:
+    mine = np.arange(start, stop)
     return count_rows(sample_rows(graph, recipe, mine, threads=1)) | {"targets": mine}
 
 
-def _shard_starts(graph: CityGraph, targets: int) -> dict[str, tuple[int, int]]:
-    """The first target and the number of targets of each shard, by its name."""
-    starts = range(0, len(graph), targets)
-    return {f"shard-{i:04d}.arrow": (start, targets) for i, start in enumerate(starts)}
+def _shard_spans(graph: CityGraph, targets: int) -> dict[str, tuple[int, int]]:
+    """The first target of each shard and the one after its last, by the shard's name."""
+    starts = enumerate(range(0, len(graph), targets))
+    return {f"shard-{i:04d}.arrow": (a, min(a + targets, len(graph))) for i, a in starts}
 
 
 def _check_request(graph: CityGraph, recipe: Recipe, targets_per_shard: int) -> None:
@@ -164,8 +165,7 @@ def make_dataset(
     with lock(folder / ".lock"):
         manifest = _begin(folder, recipe, targets_per_shard)
         for name, content, entry in _missing_shards(graph, recipe, folder, manifest, client):
-            with atomic_write(folder / name) as part:
-                part.write_bytes(content)
+            write_bytes(folder / name, content)
             manifest["shards"][name] = entry
             write_json(folder / "manifest.json", sealed(manifest))
         if not manifest["complete"]:
@@ -177,11 +177,11 @@ def _missing_shards(
     graph: CityGraph, recipe: Recipe, folder: Path, manifest: dict, client: Where
 ) -> Iterator[tuple[str, bytes, dict]]:
     """Yield name, bytes and manifest entry of every shard that is not there, as they are made."""
-    names = _shard_starts(graph, manifest["targets_per_shard"])
+    spans = _shard_spans(graph, manifest["targets_per_shard"])
     made = {name for name in manifest["shards"] if (folder / name).exists()}
-    jobs = {(recipe, *job): name for name, job in names.items() if name not in made}
+    jobs = {(recipe, *span): name for name, span in spans.items() if name not in made}
     label = f"shortest paths ({recipe.split} split)"
-    bar = tqdm(desc=label, unit="shard", total=len(names), initial=len(names) - len(jobs))
+    bar = tqdm(desc=label, unit="shard", total=len(spans), initial=len(spans) - len(jobs))
     with bar, connected(client if jobs else None) as cluster:
         for job, fetch in spread_over_graph(cluster, make_shard, graph, list(jobs)):
             yield jobs[job], *fetch()

@@ -108,10 +108,15 @@ def npz_fault(error: Exception) -> str:
     return "it holds no plain arrays" if "pickle" in str(error) else str(error)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON, whole or not at all."""
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_bytes(path, f"{json.dumps(value, indent=1, sort_keys=True)}\n".encode())
 
 
 def read_json(path: Path, made_by: str) -> Any:

@@ -41,7 +41,7 @@ class Packed:
         return self.cities * (8 + self.ids.itemsize)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # it keeps the graphs in memory
 def pack(graph: CityGraph) -> Packed:
     """Lay a graph out for `relax_block`."""
     n = len(graph)

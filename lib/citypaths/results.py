@@ -23,6 +23,7 @@ from citypaths.files import (
     remove_parts,
     reports_dir,
     sealed,
+    write_bytes,
     write_json,
 )
 from citypaths.sizes import SIZES, Size, digest, settings_of
@@ -308,8 +309,7 @@ def main() -> None:
     pages = (project_root() / "README.md", reports_dir() / "README.md")
     for page in filter(Path.exists, pages):
         filled = fill_tables(page.read_text(encoding="utf-8"))
-        with atomic_write(page) as part:
-            part.write_text(filled, encoding="utf-8")
+        write_bytes(page, filled.encode())
         sys.stderr.write(f"tables of {page.parent.name}/{page.name} generated from the ledger\n")
 
 

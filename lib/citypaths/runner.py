@@ -21,7 +21,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from nbformat import NotebookNode
 from papermill.cli import _resolve_type as parse_value
 from papermill.exceptions import PapermillExecutionError
 
-from citypaths.files import DataFileError, atomic_write, project_root
+from citypaths.files import DataFileError, atomic_write, project_root, write_bytes
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"(File |Cell In|-+> ?\d+)")
@@ -280,10 +280,8 @@ def report(executed: Path, out: Path) -> list[Path]:
         body, figures = to_markdown(notebook)
         shutil.rmtree(out / f"{notebook.stem}_files", ignore_errors=True)
         for name, content in figures.items():
-            with atomic_write(out / f"{notebook.stem}_files" / Path(name).name) as part:
-                part.write_bytes(content)
-        with atomic_write(out / f"{notebook.stem}.md") as part:
-            part.write_text(body, encoding="utf-8")
+            write_bytes(out / f"{notebook.stem}_files" / Path(name).name, content)
+        write_bytes(out / f"{notebook.stem}.md", body.encode())
     return [out / f"{notebook.stem}.md" for notebook in finished]
 
 
@@ -358,18 +356,33 @@ def command_line(options: argparse.Namespace) -> None:
         print(*map(strip, options.notebooks), sep="\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 (failed) or 130 (interrupted)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is stopped too
+def exit_status(
+    carry_out: Callable[[], None], told: tuple[type[Exception], ...], again: str
+) -> int:
+    """Carry out a command and return its exit status: 0, 1 (failed) or 130 (interrupted).
+
+    Args:
+        told: errors whose message is all that a reader needs.
+        again: what the same command does after an interruption.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that kernels are stopped too
     try:
-        command_line(parser().parse_args(arguments))
-    except (RunnerError, DataFileError, OSError) as error:
+        carry_out()
+    except told as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command starts it again", file=sys.stderr)
+        print(f"interrupted: the same command {again}", file=sys.stderr)
         return 130
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    told = (RunnerError, DataFileError, OSError)
+    return exit_status(
+        lambda: command_line(parser().parse_args(arguments)), told, "starts it again"
+    )
 
 
 if __name__ == "__main__":

@@ -88,11 +88,9 @@ def sample_rows(
     return Rows.concatenate(list(over_blocks(graph, blocks, rows_of, threads)))
 
 
-def make_shard(graph: CityGraph, recipe: Recipe, start: int, targets: int) -> tuple[bytes, dict]:
-    """Return the bytes and the manifest entry of a shard of so many targets from `start` on."""
-    mine = np.arange(start, min(start + targets, len(graph)), dtype=np.int32)
-    rows = sample_rows(graph, recipe, mine, threads=1)
-    return encode_shard(rows, len(graph))
+def make_shard(graph: CityGraph, recipe: Recipe, start: int, stop: int) -> tuple[bytes, dict]:
+    """Return the bytes and the manifest entry of the shard of targets `start` to `stop` - 1."""
+    return encode_shard(sample_rows(graph, recipe, np.arange(start, stop), threads=1), len(graph))
 
 
 def encode_shard(rows: Rows, cities: int) -> tuple[bytes, dict]:

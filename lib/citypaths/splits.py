@@ -21,7 +21,7 @@ from numba import njit
 from citypaths.graph import CityGraph
 from citypaths.hashing import hash_next, hash_state, unit_hash
 from citypaths.paths import Paths
-from citypaths.shortest_paths import Trees, count_reachable, longer, paths, shortest_path_trees
+from citypaths.shortest_paths import count_reachable, longer, paths, shortest_path_trees
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 PARTS = ("train", "valid", "test")
@@ -115,15 +115,6 @@ def _sampled_paths(graph: CityGraph, seed: int, trees: int = 512) -> Paths:
     return paths(rooted, np.stack([source[keep], rooted.targets[column[keep]]], 1))
 
 
-def sample_pairs(recipe: Recipe, graph: CityGraph, trees: Trees) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (source, target) pairs drawn for the targets of `trees`, and their parts.
-
-    Returns: int64 [rows, 2] sorted by target then source, and uint8 [rows] of TRAIN, VALID, TEST.
-    """
-    source, row, part = pair_drawer(recipe, graph)(trees.targets, trees.next_city.T)
-    return np.stack([source, trees.targets[row]], 1).astype(np.int64), part
-
-
 Drawer = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -178,7 +169,7 @@ def _draw(targets, next_city, state, limits, ordered, by_target, by_source):
     return source[:rows], row[:rows], part[:rows]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)  # for the shards of one dataset; it keeps the graph in memory
 def held_cities(recipe: Recipe, graph: CityGraph) -> np.ndarray:
     """Return which cities the `target` or `region` split holds out, bool [cities].
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from citypaths import results, sizes
 from citypaths.apart import Outcome, run_apart
-from citypaths.files import atomic_write
+from citypaths.files import write_bytes
 from citypaths.runner import RunnerError, check_parameters, only_writer, read_notebook, tags
 from citypaths.workers import ClusterError, Where, connected, spread
 
@@ -153,7 +153,7 @@ def _keep(outcome: Outcome, out: Path, name: str, extra: dict[str, Any]) -> list
     failed = out / f"{name}.failed.ipynb"
     if outcome.error:
         if outcome.notebook:
-            _write(failed, outcome.notebook)
+            write_bytes(failed, outcome.notebook)
         return []
     records = [_named_apart(body, extra) for body in outcome.records]
     for body in records:
@@ -161,7 +161,7 @@ def _keep(outcome: Outcome, out: Path, name: str, extra: dict[str, Any]) -> list
     executed = nbformat.reads(outcome.notebook.decode(), as_version=4)
     parameters = executed.metadata.papermill.parameters
     executed.metadata["citypaths"] = {"parameters": parameters, "records": records}
-    _write(out / f"{name}.ipynb", nbformat.writes(executed).encode())
+    write_bytes(out / f"{name}.ipynb", nbformat.writes(executed).encode())
     failed.unlink(missing_ok=True)
     return records
 
@@ -171,8 +171,3 @@ def _named_apart(body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     if not extra:
         return body
     return body | {"run": f"{body['run']}-{sizes.digest(extra)}", "parameters": extra}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as part:
-        part.write_bytes(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_project import everything, project, work
+from small_project import at_home, everything, project, work
 
 from citypaths.cities import load_cities
 from citypaths.dataset import make_dataset
@@ -83,6 +83,14 @@ def tiny_dataset(tennessee, tmp_path_factory):
     """A finished dataset of about 2,000 training paths of Tennessee in 24 shards."""
     recipe = recipe_for(tennessee, train=2000, valid=200, test=400, seed=5)
     return make_dataset(tennessee, recipe, tmp_path_factory.mktemp("tiny") / "spd", 16)
+
+
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory) -> Iterator[Path]:
+    """A project folder of a test module's own."""
+    folder = tmp_path_factory.mktemp("home")
+    with at_home(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

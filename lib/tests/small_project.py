@@ -99,11 +99,18 @@ def contents(home: Path) -> dict[Path, bytes]:
 
 
 @contextmanager
-def project(home: Path) -> Iterator[None]:
-    """Let the ledger of a folder be the one that is read and written."""
+def at_home(home: Path) -> Iterator[None]:
+    """Let a folder be the project whose data and ledger are read and written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CITYPATHS_HOME", str(home))
         patch.setenv("CITYPATHS_REPORTS", str(home / "reports"))
+        yield
+
+
+@contextmanager
+def project(home: Path) -> Iterator[None]:
+    """Be at home in a folder, with one thread."""
+    with at_home(home):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the last bits of sums depend on it
         yield

@@ -40,7 +40,7 @@ from small_project import (
 )
 
 import citypaths
-from citypaths import dataset as dataset_module
+from citypaths import files
 from citypaths.dataset import Dataset, make_dataset
 from citypaths.files import DataFileError, atomic_write, read_json, sealed, write_json
 from citypaths.graph import CityGraph, build_graph
@@ -465,7 +465,7 @@ def test_a_folder_that_goes_while_it_is_filled(home, whole, monkeypatch):
 
     shutil.rmtree(home / "spd")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_module, "atomic_write", remove_first)
+        patch.setattr(files, "atomic_write", remove_first)
         with pytest.raises(DataFileError, match=r"spd lacks shard-0000.arrow: run notebook 02"):
             work(home)
     work(home)

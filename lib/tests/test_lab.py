@@ -29,13 +29,8 @@ LITTLE = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 5
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """A project folder of the tests' own."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CITYPATHS_HOME", str(folder))
-        patch.setenv("CITYPATHS_REPORTS", str(folder / "reports"))
-        yield folder
+def home(empty_home):
+    return empty_home
 
 
 @pytest.fixture(scope="module")

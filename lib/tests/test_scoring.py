@@ -16,12 +16,8 @@ from citypaths.train import TrainSettings
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CITYPATHS_HOME", str(folder))
-        patch.setenv("CITYPATHS_REPORTS", str(folder / "reports"))
-        yield folder
+def home(empty_home):
+    return empty_home
 
 
 @pytest.fixture(scope="module")
