@@ -15,8 +15,9 @@ from citypaths.models.base import PathModel
 
 
 def training_flops(model: PathModel, tokens: int, extra_forwards: float = 0.0) -> int:
-    """Return operations to train on `tokens` steps: forward, twice that backward, and any extra."""
-    return int((3 + extra_forwards) * model.flops_per_step() * tokens)
+    """Return operations to train on `tokens` steps, with any extra forward passes."""
+    per_step = model.training_flops_per_step + extra_forwards * model.flops_per_step()
+    return int(per_step * tokens)
 
 
 def counted_flops(call: Callable[[], Any]) -> int:

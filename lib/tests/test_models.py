@@ -39,7 +39,15 @@ RNN_GRID = [
 ]
 # One row a model and setting; a model registered later is tested with its defaults at least.
 MODELS = [("rnn", options | {"width": WIDTH}) for options in RNN_GRID]
-MODELS += [(name, {}) for name in registered() if name != "rnn"]
+STACK = {"width": WIDTH, "heads": 2}
+STACK_GRID = [
+    {},
+    {"endpoints": "prefix"},
+    {"ids": False, "coordinates": "raw", "tied": False},
+    {"coordinates": "place_cells", "softmaxes": 2},
+]
+MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
+MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
 
 def label(value) -> str:

@@ -2,5 +2,15 @@
 
 from citypaths.models.base import PathModel, build, register, registered
 from citypaths.models.rnn import RNN
+from citypaths.models.sequence import SequenceModel
+from citypaths.models.transformer import Transformer
 
-__all__ = ["RNN", "PathModel", "build", "register", "registered"]
+__all__ = [
+    "RNN",
+    "PathModel",
+    "SequenceModel",
+    "Transformer",
+    "build",
+    "register",
+    "registered",
+]

@@ -60,6 +60,11 @@ class PathModel(nn.Module, ABC):
         return 0
 
     @property
+    def training_flops_per_step(self) -> float:
+        """Return the operations to train on one step: forward, and backward at twice that."""
+        return 3 * self.flops_per_step()
+
+    @property
     def parameters_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
