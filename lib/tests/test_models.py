@@ -16,6 +16,7 @@ from citypaths.models import RNN, PathModel, base, build, register, registered
 from citypaths.models.base import CityInput, Head, coordinate_features
 from citypaths.models.check import assert_consistent
 from citypaths.models.rnn import recurrent_matrix
+from citypaths.models.transformer import CONTEXT
 from citypaths.train import TrainSettings, load_trained, train
 
 WIDTH = 8
@@ -93,13 +94,18 @@ def test_model_is_consistent(name, options, graph, batch):
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @pytest.mark.parametrize("name, options", MODELS, ids=label)
 def test_flops_are_torchs(name, options, graph, batch):
-    model = made(name, options, graph).eval()
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):  # fused LSTMs escape it
+    """Attention grows with each step: what a step costs is stated at a context of CONTEXT."""
+    model, counts = made(name, options, graph).eval(), []
+    prefix = not model.inputs.every_step
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False), torch.no_grad():  # fused
         started = counted_flops(lambda: model.start(batch.source, batch.target))
-        assert started == 6 * model.flops_to_start
-        with torch.no_grad():
-            state = model.start(batch.source, batch.target)
-        assert counted_flops(lambda: model.step(batch.source, state)) == 6 * model.flops_per_step()
+        state = model.start(batch.source, batch.target)
+        for city in batch.cities[:, :2].T:
+            counts.append(counted_flops(lambda c=city, s=state: model.step(c, s)))
+            _, state = model.step(city, state)
+    growth = counts[1] - counts[0]
+    assert counts[0] + growth * (CONTEXT - 1 - prefix) == 6 * model.flops_per_step()
+    assert started + prefix * growth * (CONTEXT - 1) == 6 * model.flops_to_start
 
 
 @pytest.mark.parametrize("name, options", MODELS, ids=label)

@@ -1,4 +1,4 @@
-"""The causal transformer (Vaswani et al. 2017), pre-norm, with rotary positions (Su et al. 2021)."""
+"""The causal transformer (Vaswani et al. 2017): pre-norm, rotary positions (Su et al. 2021)."""
 
 from __future__ import annotations
 
