@@ -23,7 +23,7 @@ def training_flops(model: PathModel, tokens: int, extra_forwards: float = 0.0) -
 
 def counted_flops(call: Callable[[], Any]) -> int:
     """Return the operations torch counts while `call` runs (fused RNN kernels escape it)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention escapes the count too
-            call()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention escapes too
+        call()
     return counter.get_total_flops()

@@ -47,7 +47,19 @@ STACK_GRID = [
     {"ids": False, "coordinates": "raw", "tied": False},
     {"coordinates": "place_cells", "softmaxes": 2},
 ]
+LOOPED_GRID = [
+    {"loops": 3},
+    {"loops": 3, "prelude": 0, "core": 2, "coda": 0, "injection": "add", "normalise": False},
+    {"loops": 2, "injection": "none"},
+    {"loops": 3, "sampled": (2, 4), "backprop": 1, "noise": 0.5},
+    {"loops": 3, "noise": 0.5, "starts": 3, "endpoints": "prefix"},
+]
+MODELS += [("rnn", {"loops": 3, "endpoints": "prefix", "width": WIDTH})]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
+MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
+for name in ("top_recurrent", "act", "ponder"):
+    MODELS += [(name, {"loops": 4} | STACK | options) for options in STACK_GRID]
+MODELS += [("act", {"core": 2, "ponder_cost": 0.1} | STACK), ("ponder", {"coda": 1} | STACK)]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
 
@@ -112,11 +124,11 @@ def test_flops_are_torchs(name, options, graph, batch):
 def test_gradients_of_two_forwards_add_up(name, options, graph, batch):
     model = made(name, options, graph).eval()
     half = Batch(*(getattr(batch, n)[:3] for n in ("source", "target", "cities", "labels")))
-    grads = []
+    grads, weights = [], list(model.parameters())
     for parts in ((batch,), (half,), (batch, half)):
         model.zero_grad()
         sum(model.loss(part) for part in parts).backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
+        grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in weights])
     for both, whole, part in zip(grads[2], grads[0], grads[1], strict=True):
         torch.testing.assert_close(both, whole + part, atol=1e-6, rtol=1e-4)
 

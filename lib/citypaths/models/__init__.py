@@ -1,14 +1,20 @@
 """Models: `build(name, graph, **settings)` makes any registered `PathModel`."""
 
 from citypaths.models.base import PathModel, build, register, registered
+from citypaths.models.halting import ACT, PonderNet
+from citypaths.models.looped import LoopedTransformer, TopRecurrent
 from citypaths.models.rnn import RNN
 from citypaths.models.sequence import SequenceModel
 from citypaths.models.transformer import Transformer
 
 __all__ = [
+    "ACT",
     "RNN",
+    "LoopedTransformer",
     "PathModel",
+    "PonderNet",
     "SequenceModel",
+    "TopRecurrent",
     "Transformer",
     "build",
     "register",

@@ -74,6 +74,17 @@ class PathModel(nn.Module, ABC):
         return F.cross_entropy(self(batch, loops).flatten(0, 1).float(), batch.labels.flatten())
 
 
+def taken(loops: int | None, own: int) -> int:
+    """Return the loops to take: those asked for, or the model's own for None.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if loops is not None and loops < 1:
+        raise ValueError(f"a model takes at least one loop, not {loops}")
+    return own if loops is None else loops
+
+
 _REGISTRY: dict[str, Callable[..., PathModel]] = {}
 
 

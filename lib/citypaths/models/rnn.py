@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from citypaths.batches import Batch
 from citypaths.graph import CityGraph
-from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel, register
+from citypaths.models.base import (
+    CityInput,
+    Coordinates,
+    Endpoints,
+    Head,
+    PathModel,
+    register,
+    taken,
+)
 
 Recurrent = Literal["orthogonal", "identity", "chain", "identity_chain"]
 
@@ -37,6 +45,7 @@ class RNN(PathModel):
     Args:
         graph: decides the vocabulary and the coordinates.
         cell: "gru" or "lstm". width: hidden units a layer. layers: depth of the stack.
+        loops: inner steps a city: the cells see its input so often before the head reads them.
         softmaxes: mixture components of the head. tied: share output and input vectors.
         recurrent: initial recurrent weights of the candidate gate.
         ids, coordinates, endpoints: see `CityInput`.
@@ -49,6 +58,7 @@ class RNN(PathModel):
         cell: Literal["gru", "lstm"] = "gru",
         width: int = 128,
         layers: int = 1,
+        loops: int = 1,
         dropout: float = 0.0,
         softmaxes: int = 1,
         tied: bool = False,
@@ -63,6 +73,7 @@ class RNN(PathModel):
         if tied and not ids:
             raise ValueError("tied output vectors are the ids' embedding: ids=False has none")
         self.cities, self.cell, self.layers, self.width = len(graph), cell, layers, width
+        self.loops = loops
         self.inputs = CityInput(graph, width, ids=ids, coordinates=coordinates, endpoints=endpoints)
         kind = nn.GRU if cell == "gru" else nn.LSTM
         inner = dropout if layers > 1 else 0.0
@@ -85,25 +96,32 @@ class RNN(PathModel):
                 getattr(self.rnn, f"bias_ih_l{layer}").data[self.width : 2 * self.width] = 1.0
 
     def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
-        """Return logits [B, T, V]; an RNN has no loops to vary."""
-        state = self.start(batch.source, batch.target)
+        """Return logits [B, T, V]; `loops` are inner steps a city."""
+        state = self.start(batch.source, batch.target, loops)
         inputs = self.inputs(batch.cities, state["goal"][:, None])
-        hidden, _ = self.rnn(self.dropout(inputs), state["memory"])
+        hidden, _ = self._run(self.dropout(inputs), state["memory"], state["loops"])
         return self.head(self.dropout(hidden))
+
+    def _run(self, inputs: Tensor, memory, loops: int) -> tuple[Tensor, Any]:
+        """Run the cells over inputs [B, T, width], `loops` times each; return states [B, T, .]."""
+        if loops == 1:
+            return self.rnn(inputs, memory)
+        hidden, memory = self.rnn(inputs.repeat_interleave(loops, 1), memory)
+        return hidden[:, loops - 1 :: loops], memory
 
     def start(self, source: Tensor, target: Tensor, loops: int | None = None) -> dict:
         """Return the goal vectors and the recurrent state before the source is seen."""
-        goal = self.inputs.goal(target)
+        goal, loops = self.inputs.goal(target), taken(loops, self.loops)
         memory = None
         if not self.inputs.every_step:
-            _, memory = self.rnn(goal[:, None])
-        return {"goal": goal, "memory": memory}
+            _, memory = self._run(goal[:, None], None, loops)
+        return {"goal": goal, "memory": memory, "loops": loops}
 
     def step(self, city: Tensor, state: dict) -> tuple[Tensor, dict]:
         """Advance one city; see `PathModel.step`."""
         inputs = self.inputs(city, state["goal"])
-        hidden, memory = self.rnn(inputs[:, None], state["memory"])
-        return self.head(hidden[:, 0]), {"goal": state["goal"], "memory": memory}
+        hidden, memory = self._run(inputs[:, None], state["memory"], state["loops"])
+        return self.head(hidden[:, 0]), state | {"memory": memory}
 
     def reorder(self, state: dict, index: Tensor) -> dict:
         """Take rows `index` of the state."""
@@ -112,7 +130,7 @@ class RNN(PathModel):
             memory = tuple(m[:, index] for m in memory)
         elif memory is not None:
             memory = memory[:, index]
-        return {"goal": state["goal"][index], "memory": memory}
+        return state | {"goal": state["goal"][index], "memory": memory}
 
     @property
     def _cell_flops(self) -> int:
@@ -121,9 +139,11 @@ class RNN(PathModel):
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Matrix products of the input, the cells and the head."""
-        return self.inputs.flops + self._cell_flops + self.head.flops
+        cells = taken(loops, self.loops) * self._cell_flops
+        return self.inputs.flops + cells + self.head.flops
 
     @property
     def flops_to_start(self) -> int:
         """The target's projection, and one step of the cells where it is a prefix."""
-        return self.inputs.goal_flops + (0 if self.inputs.every_step else self._cell_flops)
+        prefix = 0 if self.inputs.every_step else self.loops * self._cell_flops
+        return self.inputs.goal_flops + prefix

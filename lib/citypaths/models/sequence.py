@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from citypaths.batches import Batch
 from citypaths.graph import CityGraph
-from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel
+from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel, taken
 
 Memory = Any  # tensors with one row a path in any nesting of lists, tuples and dicts, or None
 
@@ -36,9 +36,7 @@ class SequenceModel(PathModel):
         endpoints: Endpoints = "every_step",
     ) -> None:
         super().__init__()
-        if loops < 1:
-            raise ValueError(f"a model takes at least one loop, not {loops}")
-        self.cities, self.width, self.loops = len(graph), width, loops
+        self.cities, self.width, self.loops = len(graph), width, taken(loops, 1)
         self.inputs = CityInput(graph, width, ids=ids, coordinates=coordinates, endpoints=endpoints)
         self.head = Head(width, len(graph), softmaxes, self.inputs.embedding if tied else None)
 
@@ -60,14 +58,8 @@ class SequenceModel(PathModel):
         return self.without_prefix(self.encode(self.embed(batch), loops))
 
     def take_loops(self, loops: int | None) -> int:
-        """Return the loops to take, the model's own for None.
-
-        Raises:
-            ValueError: fewer than one.
-        """
-        if loops is not None and loops < 1:
-            raise ValueError(f"a model takes at least one loop, not {loops}")
-        return loops or self.loops
+        """Return the loops to take, the model's own for None."""
+        return taken(loops, self.loops)
 
     def embed(self, batch: Batch) -> Tensor:
         """Return input vectors [B, T, width], or [B, 1 + T, width] with the target as a prefix."""
