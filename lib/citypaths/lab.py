@@ -18,6 +18,7 @@ from citypaths.files import DataFileError, atomic_write, reports_dir
 from citypaths.floors import Found, walk
 from citypaths.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
+from citypaths.models import PathModel
 from citypaths.sizes import Size, digest
 from citypaths.splits import Split, recipe_for
 from citypaths.train import Evaluate, Trained, TrainSettings, train
@@ -150,21 +151,23 @@ def arm_settings(arm: str) -> dict[str, Any]:
     return {"cell": cell, "width": int(width), "tied": True}
 
 
+def mean_loss(model: PathModel, queries: Queries, loops: int | None = None) -> float:
+    """Return the cross-entropy in nats a hop on the shortest paths of queries, teacher-forced."""
+    where, total = next(model.parameters()).device, 0.0
+    with torch.inference_mode():
+        for part in np.array_split(np.arange(len(queries)), max(1, len(queries) // 250)):
+            loss = model.loss(batch_of(queries.rows.take(part), where), loops)
+            total += float(loss) * int(queries.rows.hops[part].sum())
+    return total / int(queries.rows.hops.sum())
+
+
 def watch(queries: Queries) -> Evaluate:
     """Return an evaluation for the training history: loss and greedy metrics on `queries`."""
 
     def evaluate(model) -> dict[str, float]:
-        where = next(model.parameters()).device
-        losses = [
-            (
-                float(model.loss(batch_of(queries.rows.take(part), where))),
-                int(queries.rows.hops[part].sum()),
-            )
-            for part in np.array_split(np.arange(len(queries)), max(1, len(queries) // 250))
-        ]
         judged = queries.judge(queries.decode(search.greedy, model))
         rates = judged[["legal", "arrives", "bounded_05", "success"]].mean().to_dict()
-        return {"valid_loss": sum(x * n for x, n in losses) / sum(n for _, n in losses), **rates}
+        return {"valid_loss": mean_loss(model, queries), **rates}
 
     return evaluate
 

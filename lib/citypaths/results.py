@@ -49,6 +49,7 @@ COLUMNS = (
     "seconds_per_query",
     "device",
     "queries",
+    "loss",
     "legal",
     "arrives",
     "bounded_00",

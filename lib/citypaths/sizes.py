@@ -26,6 +26,10 @@ class Size:
         steps, batch_tokens, learning_rate: training of each arm.
         waterfall, waterfall_arm, waterfall_steps: graph and training of "why 2021 failed".
         queries: at most so many test queries for the costlier decoders.
+        width: of the models of notebook 04 (the wide ones twice that).
+        budget, budget_tokens, budget_rate: training of each of them: floating-point operations in
+            all, padded tokens a batch, learning rate.
+        seeds: trainings of each of them.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
     """
@@ -46,6 +50,11 @@ class Size:
     orientation: str = "eastward"
     batch_tokens: int = 2048
     learning_rate: float = 8e-3
+    width: int = 128
+    budget: float = 4e11
+    budget_tokens: int = 512
+    budget_rate: float = 1.6e-2
+    seeds: int = 1
     jitter: float = 0.0
 
     @property
@@ -66,7 +75,7 @@ SIZES = {
     for size in (
         Size(
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
-            "tiny_two_way", "gru-32", 40, 200,
+            "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
@@ -76,11 +85,12 @@ SIZES = {
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
-            "replica", "gru-64", 800, 1_000, batch_tokens=4_096,
+            "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=6e12, seeds=3,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,
             "replica", "gru-1024", 10_000, 2_000, batch_tokens=32_768, learning_rate=3e-3,
+            width=512, budget=1e17, budget_tokens=16_384, budget_rate=3e-3, seeds=3,
         ),
         Size(
             "tiny_two_way", ("TN",), 30, 12_000, 400, 2_000, (), 0, "", "", 0, 200,

@@ -1,0 +1,196 @@
+"""The question of 2021: is recurrence at test time worth its training, at equal training FLOPs?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from citypaths import search
+from citypaths.batches import batch_of
+from citypaths.dataset import Dataset, make_dataset
+from citypaths.graph import CityGraph
+from citypaths.lab import Queries, mean_loss, train_arm
+from citypaths.models import build
+from citypaths.scoring import Scored, score
+from citypaths.sizes import Size
+from citypaths.splits import recipe_for
+from citypaths.train import Trained, TrainSettings
+
+LOOPS = (1, 2, 4, 8, 16, 32, 64)
+ALOFT = {"prelude": 0, "coda": 0, "injection": "add"}  # one shared layer, as the plain model has
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model of the race.
+
+    Attributes:
+        name, settings: what `citypaths.models.build` takes. recurrent: its loops can be turned.
+        remark: what sets it apart, for the table.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recurrent: bool = True
+    remark: str = ""
+
+
+def arms(width: int) -> dict[str, Arm]:
+    """Return the arms by label: those without loops first, then every kind of recurrence."""
+    stack, gru = {"width": width}, {"cell": "gru", "width": width, "tied": True}
+    few = {"loops": 4, "sampled": (1, 8), "backprop": 4}
+    return {
+        "transformer": Arm("transformer", stack | {"layers": 1}, False, "one layer"),
+        "transformer-deep": Arm("transformer", stack | {"layers": 4}, False, "four layers"),
+        "gru": Arm("rnn", gru, False, "one step a city"),
+        "gru-wide": Arm("rnn", gru | {"width": 2 * width}, False, "twice the width"),
+        "gru-think": Arm("rnn", gru | {"loops": 4}, True, "four steps a city"),
+        "feedback": Arm("feedback", stack | {"layers": 1}, True, "attends to its own past output"),
+        "looped-fixed": Arm("looped", stack | ALOFT | {"loops": 4}, True, "always four loops"),
+        "looped-sampled": Arm("looped", stack | ALOFT | few, True, "1 to 8 loops by chance"),
+        "looped-noise": Arm("looped", stack | ALOFT | few | {"noise": 0.5}, True, "random start"),
+        "act": Arm("act", stack | ALOFT | {"loops": 8}, True, "halts by itself, 8 loops at most"),
+        "ponder": Arm("ponder", stack | ALOFT | {"loops": 4}, True, "halts by itself, 4 at most"),
+        "top": Arm("top_recurrent", stack | {"layers": 1, "loops": 4}, True, "as in 2021"),
+    }
+
+
+def recipe(size: Size, graph: CityGraph, arm: Arm, seed: int) -> TrainSettings:
+    """Return settings that spend the size's training FLOPs on this arm, to within one step."""
+    per_token = build(arm.name, graph, **arm.settings).training_flops_per_step
+    steps = max(1, int(size.budget / (per_token * size.budget_tokens)))
+    shared = {"batch_tokens": size.budget_tokens, "learning_rate": size.budget_rate}
+    return TrainSettings(steps, seed=seed, evaluations=1, **shared)
+
+
+def train(size: Size, dataset: Dataset, label: str, seed: int) -> Trained:
+    """Train (or load) an arm at the size's budget."""
+    arm = arms(size.width)[label]
+    settings = recipe(size, dataset.graph, arm, seed)
+    return train_arm(size, dataset, label, settings, dict(arm.settings), None, arm.name)
+
+
+def cards(size: Size, graph: CityGraph) -> pd.DataFrame:
+    """Return one row an arm: what sets it apart, parameters, operations a step, training steps."""
+    table = {}
+    for label, arm in arms(size.width).items():
+        model = build(arm.name, graph, **arm.settings)
+        row = {"what": arm.remark, "parameters": model.parameters_count}
+        row |= {"FLOPs a city": model.flops_per_step()}
+        row |= {"FLOPs to train on a city": model.training_flops_per_step}
+        table[label] = row | {"training steps": recipe(size, graph, arm, 0).steps}
+    return pd.DataFrame(table).T
+
+
+def run(
+    queries: Queries, label: str, trained: Trained, seed: int, loops: int | None = None
+) -> Scored:
+    """Score greedy, closed-book decoding at a number of loops (None: the arm's own)."""
+    model = trained.model.eval()
+    batch = 250 if loops and loops > 8 else 1000  # each loop keeps keys and values of its own
+    found = queries.decode(search.greedy, model, loops=loops, batch=batch)
+    method = "greedy" if loops is None else f"greedy, {loops} loops"
+    names = {"model": label, "method": method, "regime": "closed_book", "seed": seed}
+    names |= {
+        "budget": loops or getattr(model, "loops", 1),
+        "loss": mean_loss(model, queries, loops),
+    }
+    names |= {"parameters": model.parameters_count, "training_flops": trained.training_flops}
+    return score(queries, found, **names)
+
+
+def turn_the_dial(
+    queries: Queries, trained: Mapping[tuple[str, int], Trained], loops: Iterable[int] = LOOPS
+) -> list[Scored]:
+    """Score every recurrent arm, by (label, seed), at each number of loops."""
+    recurrent = {label for label, arm in arms(8).items() if arm.recurrent}
+    return [
+        run(queries, label, model, seed, count)
+        for (label, seed), model in trained.items()
+        if label in recurrent
+        for count in loops
+    ]
+
+
+def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame:
+    """Return the mean, least and most over seeds of ledger columns, by model and budget."""
+    rows = pd.DataFrame([s.row for s in scored])
+    return rows.groupby(["model", "budget"], sort=False)[list(columns)].agg(["mean", "min", "max"])
+
+
+def margins(own: Iterable[Scored], dial: Iterable[Scored], plain: str) -> pd.DataFrame:
+    """Return by how much each recurrent arm's success exceeds a plain arm's, over seeds.
+
+    Columns: loops (trained with, or "best": the number with the highest mean success, chosen on
+    these queries and so flattered), margin (mean of the differences seed by seed), low and high
+    (95 % t interval over seeds; missing for one seed).
+    """
+    own = pd.DataFrame([s.row for s in own])
+    base = own[own["model"] == plain].set_index("seed")["success"]
+    table = []
+    turned = pd.DataFrame([s.row for s in dial])
+    for label, rows in turned.groupby("model", sort=False):
+        best = rows.groupby("budget")["success"].mean().idxmax()
+        trained = own[own["model"] == label]
+        for kind, chosen in (("own", trained), (f"best: {best}", rows[rows["budget"] == best])):
+            gap = chosen.set_index("seed")["success"] - base
+            table.append({"model": label, "loops": kind, **_t_interval(gap.to_numpy())})
+    return pd.DataFrame(table)
+
+
+def _t_interval(values: np.ndarray) -> dict[str, float]:
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {"margin": mean, "low": np.nan, "high": np.nan}
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return {"margin": mean, "low": mean - half, "high": mean + half}
+
+
+def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.DataFrame:
+    """Return where a halting model spends its loops: one row a hop of the queries' shortest paths.
+
+    Columns: loops, hops to go (this one included), detour (network / great-circle km of the
+    query).
+    """
+    model, rows = trained.model.eval(), queries.rows
+    batch = batch_of(rows, next(model.parameters()).device)
+    with torch.inference_mode():
+        spent = model.loops_spent(batch, loops)
+    real = (batch.labels >= 0).cpu().numpy()
+    to_go = rows.hops[:, None] - np.arange(real.shape[1])
+    detour = np.broadcast_to((rows.km / queries.straight_km)[:, None], real.shape)
+    columns = {"loops": spent.cpu().numpy()[real], "hops to go": to_go[real]}
+    return pd.DataFrame(columns | {"detour": detour[real]})
+
+
+def short_paths(size: Size, graph: CityGraph) -> Dataset:
+    """Return a dataset trained on the shorter half of all paths alone (the `long` split)."""
+    goals = {"train": size.train, "valid": size.valid, "test": 2 * size.test}
+    short = recipe_for(graph, split="long", long_quantile=0.5, **goals)
+    return make_dataset(graph, short, size.folder / f"spd-long-half-{graph.fingerprint[:8]}")
+
+
+def longest(dataset: Dataset, hops: np.ndarray, share: float = 0.05) -> Queries:
+    """Return the test queries of `dataset` among the longest `share` of paths with `hops` hops."""
+    queries = Queries.of(dataset)
+    return queries.take(queries.rows.hops >= np.quantile(hops, 1 - share))
+
+
+def extrapolate(
+    size: Size, dataset: Dataset, queries: Queries, labels: Sequence[str], seeds: Iterable[int]
+) -> list[Scored]:
+    """Train arms on short paths and score them on long ones: at their own loops, 16 and 64."""
+    scored = []
+    for label in labels:
+        turned = (16, 64) if arms(size.width)[label].recurrent else ()
+        for seed in seeds:
+            model = train(size, dataset, label, seed)
+            scored += [run(queries, label, model, seed, loops) for loops in (None, *turned)]
+    return scored
