@@ -18,6 +18,8 @@ from citypaths.metrics import wilson
 
 INK, FAINT, RED = "#22313f", "#b8c0c8", "#c0392b"
 FAMILY = {"gru": "#1f77b4", "lstm": "#e08214", "shortest": "#2a9d55", "floor": "#7f8c8d"}
+FAMILY |= {"transformer": INK, "feedback": "#c2185b", "looped": "#00838f"}
+FAMILY |= {"act": "#e6a100", "ponder": "#8d6e63", "top": "#7e57c2"}
 INTERVAL = "bars: 95 % Wilson intervals"
 LOSS = "validation loss (nats a hop)"
 
