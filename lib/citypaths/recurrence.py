@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t as student
+from torch.nn.functional import cross_entropy
 
 from citypaths import search
 from citypaths.batches import batch_of
@@ -147,9 +149,7 @@ def _t_interval(values: np.ndarray) -> dict[str, float]:
     mean = float(values.mean())
     if len(values) < 2:
         return {"margin": mean, "low": np.nan, "high": np.nan}
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return {"margin": mean, "low": mean - half, "high": mean + half}
 
 
@@ -194,3 +194,21 @@ def extrapolate(
             model = train(size, dataset, label, seed)
             scored += [run(queries, label, model, seed, loops) for loops in (None, *turned)]
     return scored
+
+
+def sweep_losses(queries: Queries, trained: Trained, counts: Iterable[int]) -> pd.DataFrame:
+    """Return nats a hop of a feedback model after so many parallel sweeps instead of the scan.
+
+    Columns: sweeps, loss, and exact (the scan's loss). As many sweeps as it takes to come near
+    the exact loss is how deep in time the model's recurrence reaches.
+    """
+    model = trained.model.eval()
+    batch = batch_of(queries.rows, next(model.parameters()).device)
+    labels = batch.labels.flatten()
+    with torch.inference_mode():
+        exact = float(model.loss(batch))
+        table = [
+            (count, float(cross_entropy(model.sweeps(batch, count).flatten(0, 1), labels)))
+            for count in counts
+        ]
+    return pd.DataFrame(table, columns=["sweeps", "loss"]).assign(exact=exact)

@@ -1,6 +1,7 @@
-"""Train the arms of notebook 03 from the command line, in one process or under torchrun.
+"""Train the arms of notebooks 03 and 04 from the command line, in one process or under torchrun.
 
     python -m citypaths.training --size small --arm gru-128 --seed 0
+    python -m citypaths.training --size medium --arm feedback looped-sampled --seed 1
     torchrun --nproc_per_node 8 -m citypaths.training --size full --arm gru-512
 
 The model lands in the folder where the notebook looks for it, and is not trained again there.
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 
-from citypaths import lab
+from citypaths import lab, recurrence
 from citypaths.distributed import Team, join, leave
 from citypaths.files import DataFileError
 from citypaths.sizes import Size, get_size
@@ -23,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     main = argparse.ArgumentParser(prog="python -m citypaths.training", description="Train arms.")
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
-    main.add_argument("--arm", nargs="+", help="such as gru-128 (default: all of the size)")
+    main.add_argument(
+        "--arm", nargs="+", help="such as gru-128 (default: all of notebook 03) or feedback"
+    )
     main.add_argument("--seed", type=int, default=0)
     main.add_argument(
         "--overrides", type=json.loads, default={}, metavar="JSON", help='{"steps": 800}'
@@ -32,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train_arms(size: Size, arms: list[str], seed: int, team: Team) -> dict[str, Trained]:
-    """Train arms of a size as notebook 03 does; rank 0 watches the validation queries.
+    """Train arms of a size as notebook 03 or 04 does; for 03 rank 0 watches validation queries.
 
     Raises:
         DataFileError: the size's graph or dataset is not there: a notebook makes it.
@@ -42,8 +45,11 @@ def train_arms(size: Size, arms: list[str], seed: int, team: Team) -> dict[str, 
     watch = None
     if team.first:
         watch = lab.watch(lab.Queries.of(dataset, "valid").uncontained().first(500))
+    recurrent = recurrence.arms(size.width)
     return {
-        arm: lab.train_arm(size, dataset, arm, settings, lab.arm_settings(arm), watch)
+        arm: recurrence.train(size, dataset, arm, seed)
+        if arm in recurrent
+        else lab.train_arm(size, dataset, arm, settings, lab.arm_settings(arm), watch)
         for arm in arms
     }
 
@@ -59,8 +65,10 @@ def run(arguments: list[str] | None = None) -> None:
     trained = train_arms(size, options.arm or list(size.arms), options.seed, team)
     if team.first:
         for arm, done in trained.items():
-            loss = done.history["valid_loss"].iloc[-1]
-            print(f"{arm}: {done.steps} steps, {done.seconds:.0f} s, validation loss {loss:.3f}")
+            last = done.history.iloc[-1]
+            loss = f"{last.get('valid_loss', last['batch_loss']):.3f}"
+            kind = "validation" if "valid_loss" in last else "batch"
+            print(f"{arm}: {done.steps} steps, {done.seconds:.0f} s, {kind} loss {loss}")
     leave()
 
 

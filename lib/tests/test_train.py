@@ -19,6 +19,7 @@ from citypaths.batches import IGNORE, Batches, batch_of
 from citypaths.compute import training_flops
 from citypaths.dataset import make_dataset
 from citypaths.files import DataFileError, read_json
+from citypaths.models import registered
 from citypaths.shortest_paths import shortest_path_trees
 from citypaths.splits import recipe_for
 from citypaths.train import (
@@ -44,7 +45,16 @@ VARIANTS = {
         | {"cell": "lstm", "dropout": 0.2, "layers": 2, "tied": True}
         | {"softmaxes": 2, "coordinates": "raw", "endpoints": "prefix"},
     ),
+    "looped": ({}, {"width": 8, "heads": 2, "sampled": [1, 4], "backprop": 2, "noise": 0.5}),
+    "act": ({"hindsight": 0.5}, {"width": 8, "heads": 2, "loops": 3}),
+    "ponder": ({}, {"width": 8, "heads": 2, "loops": 3}),
+    "top_recurrent": ({}, {"width": 8, "heads": 2, "loops": 3}),
+    "feedback": ({}, {"width": 8, "heads": 2, "layers": 2}),
 }
+
+
+def model_of(variant: str) -> str:
+    return variant if variant in registered() else "rnn"
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +146,8 @@ def test_load_trained_gives_the_same_logits(tiny_dataset, tmp_path):
     batch = batch_of(tiny_dataset.rows("test").take(np.arange(9)))
     for name, (changes, options) in VARIANTS.items():
         settings = replace(SHORT, steps=4, **changes)
-        trained = train("rnn", tiny_dataset, tmp_path / name, settings, options).model.eval()
+        run = (model_of(name), tiny_dataset, tmp_path / name)
+        trained = train(*run, settings, options).model.eval()
         loaded = load_trained(tmp_path / name, tiny_dataset.graph)
         assert not loaded.training and loaded.settings == trained.settings
         with torch.no_grad():
@@ -153,7 +164,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
 ):
     changes, options = VARIANTS[variant]
     settings = replace(SHORT, **changes)
-    run = ("rnn", tiny_dataset)
+    run = (model_of(variant), tiny_dataset)
     monkeypatch.setattr(train_module, "LOG_EVERY", save_every)
     whole = train(*run, tmp_path / "whole", settings, options, watch)
     stops = [1, 0, 3, 2, 7, 5] if save_every == 1 else [19, 20, 9, 0, 3]
