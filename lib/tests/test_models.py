@@ -48,6 +48,15 @@ STACK_GRID = [
     {"coordinates": "place_cells", "softmaxes": 2},
 ]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
+FEEDBACK_GRID = [
+    *STACK_GRID,
+    {"loops": 3, "heads": 1},
+    {"loops": 2, "endpoints": "prefix"},
+    {"chunk": 3},
+    {"chunk": 2, "endpoints": "prefix"},
+    {"chunk": 3, "loops": 2, "expansion": 2},
+]
+MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
 

@@ -1,12 +1,14 @@
 """Models: `build(name, graph, **settings)` makes any registered `PathModel`."""
 
 from citypaths.models.base import PathModel, build, register, registered
+from citypaths.models.feedback import FeedbackTransformer
 from citypaths.models.rnn import RNN
 from citypaths.models.sequence import SequenceModel
 from citypaths.models.transformer import Transformer
 
 __all__ = [
     "RNN",
+    "FeedbackTransformer",
     "PathModel",
     "SequenceModel",
     "Transformer",
