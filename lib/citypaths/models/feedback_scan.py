@@ -239,14 +239,14 @@ def _backward(
 def _push(grad: Tensor, weights: Tensor, vectors: Tensor, t: int, end: int) -> None:
     """Add to grad [N, 1 + T, .] what steps t to end give the null and memories before t."""
     by_memory = weights[:, t:end, :, : 1 + t].flatten(1, 2).mT
-    grad[:, : 1 + t].baddbmm_(by_memory, vectors[:, t:end].flatten(1, 2))
+    grad[:, : 1 + t] += torch.bmm(by_memory, vectors[:, t:end].flatten(1, 2))
 
 
 def _pull(grad: Tensor, weights: Tensor, vectors: Tensor, t: int, end: int) -> Tensor:
     """Return the gradient [N, .] of memory t, also from the steps of its block after it."""
     if t + 1 == end:
         return grad[:, 1 + t]
-    near = weights[:, t + 1 : end, :, 1 + t].flatten(1)[:, None]
+    near = weights[:, t + 1 : end, :, 1 + t].contiguous().view(len(grad), 1, -1)
     return grad[:, 1 + t] + torch.bmm(near, vectors[:, t + 1 : end].flatten(1, 2))[:, 0]
 
 
