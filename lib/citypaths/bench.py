@@ -1,6 +1,6 @@
 """Speed and memory, as ratios against a peer measured in the same run (`make bench`).
 
-    python -m citypaths.bench [trees] [paths] [dataset] [decoding]
+    python -m citypaths.bench [trees] [paths] [dataset] [decoding] [models]
 
 Every part prints a Markdown table; all of them go to `reports/bench.md`.
 """
@@ -32,6 +32,7 @@ from citypaths.dataset import Dataset, make_dataset
 from citypaths.device_trees import DeviceTrees
 from citypaths.files import reports_dir, write_bytes
 from citypaths.graph import CityGraph, Orientation, build_graph, load_graph
+from citypaths.model_bench import bench_models
 from citypaths.models import build
 from citypaths.paths import Paths
 from citypaths.shards import Rows, count_rows, encode_shard, sample_rows
@@ -236,6 +237,7 @@ BENCHES: dict[str, Callable[[], list[Line]]] = {
     "paths": bench_paths,
     "dataset": bench_dataset,
     "decoding": bench_decoding,
+    "models": bench_models,
 }
 
 

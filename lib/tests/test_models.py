@@ -60,6 +60,15 @@ MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
     MODELS += [(name, {"loops": 4} | STACK | options) for options in STACK_GRID]
 MODELS += [("act", {"core": 2, "ponder_cost": 0.1} | STACK), ("ponder", {"coda": 1} | STACK)]
+FEEDBACK_GRID = [
+    *STACK_GRID,
+    {"loops": 3, "heads": 1},
+    {"loops": 2, "endpoints": "prefix"},
+    {"chunk": 3},
+    {"chunk": 2, "endpoints": "prefix"},
+    {"chunk": 3, "loops": 2, "expansion": 2},
+]
+MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
 

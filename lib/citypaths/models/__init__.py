@@ -1,6 +1,7 @@
 """Models: `build(name, graph, **settings)` makes any registered `PathModel`."""
 
 from citypaths.models.base import PathModel, build, register, registered
+from citypaths.models.feedback import FeedbackTransformer
 from citypaths.models.halting import ACT, PonderNet
 from citypaths.models.looped import LoopedTransformer, TopRecurrent
 from citypaths.models.rnn import RNN
@@ -10,6 +11,7 @@ from citypaths.models.transformer import Transformer
 __all__ = [
     "ACT",
     "RNN",
+    "FeedbackTransformer",
     "LoopedTransformer",
     "PathModel",
     "PonderNet",
