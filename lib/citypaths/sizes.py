@@ -85,7 +85,7 @@ SIZES = {
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
-            "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=6e12, seeds=3,
+            "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=4e12, seeds=3,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,
