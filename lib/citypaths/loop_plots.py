@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from citypaths import search
 from citypaths.lab import Queries
-from citypaths.metrics import wilson
 from citypaths.models import PathModel
 from citypaths.plots import FAINT, colour, draw_route, plain_log_ticks
 
@@ -35,30 +34,32 @@ def loops_curves(dial: pd.DataFrame, column: str, ax: Axes, label: str) -> None:
     plain_log_ticks(ax, sorted(set(dial["budget"])))
 
 
-def plain_lines(own: pd.DataFrame, column: str, ax: Axes) -> None:
-    """Draw arms without loops as dashed level lines, named at the right end."""
-    names = list(dict.fromkeys(own["model"]))
-    for name, rows in own.groupby("model", sort=False):
+def plain_lines(plain: pd.DataFrame, column: str, ax: Axes) -> None:
+    """Draw arms without loops as dashed level lines, their seeds as faint bands."""
+    names = list(dict.fromkeys(plain["model"]))
+    for name, rows in plain.groupby("model", sort=False):
         hue = colour(name, names)
         ax.axhline(rows[column].mean(), ls="--", lw=1.2, color=hue, label=name)
         ax.axhspan(rows[column].min(), rows[column].max(), color=hue, alpha=0.07, lw=0)
 
 
-def crossover(own: pd.DataFrame, dial: pd.DataFrame, most_trained: int) -> Figure:
+def crossover(rows: pd.DataFrame, steady: Sequence[str], most_trained: int) -> Figure:
     """Draw success, success on the hard subset and loss against loops at test time.
 
     Args:
-        own: ledger rows of the arms without loops. dial: of the recurrent arms.
+        rows: ledger rows of the dial. steady: the arms without loops, drawn as level lines.
         most_trained: the most loops that any arm was trained with; beyond is shaded.
     """
+    plain, dial = rows[rows["model"].isin(steady)], rows[~rows["model"].isin(steady)]
     fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.4), layout="constrained")
     labels = {"success": "success", "hard_success": "success, hard subset", "loss": "nats a hop"}
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
-        plain_lines(own, column, ax)
+        plain_lines(plain, column, ax)
         loops_curves(dial, column, ax, label)
-        ax.axvspan(most_trained, dial["budget"].max() * 1.1, color=FAINT, alpha=0.2, lw=0)
+        if dial["budget"].max() > most_trained:
+            ax.axvspan(most_trained, 1.1 * dial["budget"].max(), color=FAINT, alpha=0.2, lw=0)
     for ax in axes[:2]:
-        ax.set_ylim(0, max(0.1, 1.05 * max(own["success"].max(), dial["hard_success"].max())))
+        ax.set_ylim(0, max(0.1, 1.05 * rows[["success", "hard_success"]].max().max()))
     axes[2].set_yscale("log")
     axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return fig
@@ -86,20 +87,6 @@ def halting_curves(spent: dict[str, pd.DataFrame], by: str, ax: Axes, bins: Sequ
         ax.fill_between(x, low, high, color=colour(name), alpha=0.15, lw=0)
     ax.set(xlabel=by, ylabel="loops spent")
     ax.legend()
-
-
-def success_over_hops(judged: dict[str, pd.DataFrame], known: int, ax: Axes) -> None:
-    """Draw success by hops with Wilson intervals; hops within training, up to `known`, shaded."""
-    for name, frame in judged.items():
-        hops = frame["shortest_hops"]
-        groups = frame.groupby(pd.qcut(hops, 6, duplicates="drop"), observed=True)
-        share, count = groups["success"].mean(), groups.size()
-        low, high = wilson(groups["success"].sum(), count)
-        x, hue = groups["shortest_hops"].mean(), colour(name)
-        ax.errorbar(x, share, np.abs([share - low, high - share]), fmt="o-", color=hue, label=name)
-    ax.axvspan(0, known, color=FAINT, alpha=0.25, lw=0)
-    ax.set(xlabel="hops of the shortest path", ylabel="success", ylim=(-0.03, 1.03))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
 
 def routes_by_loops(model: PathModel, queries: Queries, counts: Sequence[int], hue) -> Figure:

@@ -23,7 +23,6 @@ from citypaths.sizes import Size
 from citypaths.splits import recipe_for
 from citypaths.train import Trained, TrainSettings
 
-LOOPS = (1, 2, 4, 8, 16, 32, 64)
 STEADY = ("transformer", "transformer-deep", "gru", "gru-wide")  # arms that do not recur
 SHARED = {"prelude": 0, "coda": 0, "injection": "add"}  # one layer, as in the plain transformer
 
@@ -36,7 +35,7 @@ class Arm:
         name, settings: what `citypaths.models.build` takes.
         remark: what sets it apart, for the table.
         rate: factor of the size's learning rate; the better of 1 and 1/2 on validation queries of
-            `medium` at a fifth of the budget (the widest arm diverges at 1).
+            `medium` at a third of the budget (the widest arm diverges at 1).
     """
 
     name: str
@@ -111,15 +110,18 @@ def run(
 
 
 def turn_the_dial(
-    queries: Queries, trained: Mapping[tuple[str, int], Trained], loops: Iterable[int] = LOOPS
+    queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int = 64
 ) -> list[Scored]:
-    """Score every recurrent arm, by (label, seed), at each number of loops."""
-    return [
-        run(queries, label, model, seed, count)
-        for (label, seed), model in trained.items()
-        if label not in STEADY
-        for count in loops
-    ]
+    """Score every arm, by (label, seed), at 1, 2, 4 ... `most` loops; those without loops at 1.
+
+    The feedback transformer's memory grows with every inner step, so it stops at 8.
+    """
+    scored = []
+    for (label, seed), model in trained.items():
+        end = 1 if label in STEADY else min(most, 8) if label == "feedback" else most
+        counts = [2**power for power in range(end.bit_length())]
+        scored += [run(queries, label, model, seed, loops) for loops in counts]
+    return scored
 
 
 def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame:
@@ -128,32 +130,39 @@ def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame
     return rows.groupby(["model", "budget"], sort=False)[list(columns)].agg(["mean", "min", "max"])
 
 
-def margins(own: Iterable[Scored], dial: Iterable[Scored], plain: str) -> pd.DataFrame:
-    """Return by how much each recurrent arm's success exceeds a plain arm's, over seeds.
+def margins(
+    own: Iterable[Scored], dial: Iterable[Scored], plain: str = "transformer"
+) -> pd.DataFrame:
+    """Return by how much each other arm's success exceeds a plain arm's, over seeds.
 
-    Columns: loops (trained with, or "best": the number with the highest mean success, chosen on
-    these queries and so flattered), margin (mean of the differences seed by seed), low and high
-    (95 % t interval over seeds; missing for one seed).
+    Columns: own (at the loops it was trained with, all of `own`'s queries) with low and high (95 %
+    t interval over seeds; missing for one seed), and at best, with the loops that have the highest
+    mean success in `dial`, chosen on those very queries and so flattered.
     """
-    own = pd.DataFrame([s.row for s in own])
-    base = own[own["model"] == plain].set_index("seed")["success"]
-    table = []
-    turned = pd.DataFrame([s.row for s in dial])
-    for label, rows in turned.groupby("model", sort=False):
-        best = rows.groupby("budget")["success"].mean().idxmax()
-        trained = own[own["model"] == label]
-        for kind, chosen in (("own", trained), (f"best: {best}", rows[rows["budget"] == best])):
-            gap = chosen.set_index("seed")["success"] - base
-            table.append({"model": label, "loops": kind, **_t_interval(gap.to_numpy())})
-    return pd.DataFrame(table)
+    own, dial = (pd.DataFrame([s.row for s in scored]) for scored in (own, dial))
+    table = {}
+    for label in dict.fromkeys(own["model"]):
+        if label != plain:
+            mean, half = _mean_gap(own, label, plain)
+            table[label] = {"own": mean, "low": mean - half, "high": mean + half}
+            table[label] |= _at_best(dial, label, plain)
+    return pd.DataFrame(table).T
 
 
-def _t_interval(values: np.ndarray) -> dict[str, float]:
-    mean = float(values.mean())
-    if len(values) < 2:
-        return {"margin": mean, "low": np.nan, "high": np.nan}
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"margin": mean, "low": mean - half, "high": mean + half}
+def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
+    best = dial[dial["model"] == label].groupby("budget")["success"].mean().idxmax()
+    kept = dial[(dial["model"] == plain) | (dial["budget"] == best)]
+    return {"at best": _mean_gap(kept, label, plain)[0], "best loops": best}
+
+
+def _mean_gap(rows: pd.DataFrame, label: str, plain: str) -> tuple[float, float]:
+    """The mean over seeds of the difference in success, and half its 95 % t interval."""
+    each = rows.pivot(index="seed", columns="model", values="success")
+    gap = (each[label] - each[plain]).to_numpy()
+    if len(gap) < 2:
+        return float(gap.mean()), np.nan
+    spread = gap.std(ddof=1) / len(gap) ** 0.5
+    return float(gap.mean()), float(student.ppf(0.975, len(gap) - 1) * spread)
 
 
 def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.DataFrame:
@@ -189,13 +198,13 @@ def longest(dataset: Dataset, hops: np.ndarray, share: float = 0.05) -> Queries:
 def extrapolate(
     size: Size, dataset: Dataset, queries: Queries, labels: Sequence[str], seeds: Iterable[int]
 ) -> list[Scored]:
-    """Train arms on short paths and score them on long ones: at their own loops, 16 and 64."""
+    """Train arms on short paths and score them on long ones; looped ones with 16 loops too."""
     scored = []
     for label in labels:
-        turned = () if label in STEADY else (16, 64)
         for seed in seeds:
             model = train(size, dataset, label, seed)
-            scored += [run(queries, label, model, seed, loops) for loops in (None, *turned)]
+            turned = (None, 16) if label.startswith("looped") else (None,)
+            scored += [run(queries, label, model, seed, loops) for loops in turned]
     return scored
 
 

@@ -285,11 +285,55 @@ def _over_seeds(rows: pd.DataFrame, by: list[str], missing: str) -> str:
     return "\n".join(lines)
 
 
+def _recurrence(size: str, split: str = "uncontained") -> pd.DataFrame:
+    rows = load_results()
+    return rows[(rows["run"] == f"04-test-time-recurrence-{size}-seed0") & (rows["split"] == split)]
+
+
+def race_table(size: str, split: str = "uncontained") -> str:
+    """Return notebook 04's arms at the loops they were trained with, over seeds."""
+    rows = _recurrence(size, split)
+    rows = rows[rows["method"] == "greedy"]
+    if rows.empty:
+        return f"No run of `04-test-time-recurrence` is recorded at size {size}."
+    lines = [
+        "| arm | loops | parameters | success, mean (least - most) | hard-subset | nats a hop "
+    ]
+    lines[0] += "| FLOPs a query | seeds |"
+    lines.append("|---" * 8 + "|")
+    for name, arm in rows.groupby("model", sort=False):
+        each = arm["success"]
+        cells = [name, f"{arm['budget'].iloc[0]:.0f}", quantity(arm["parameters"].iloc[0])]
+        cells.append(percent(each.mean(), each.min(), each.max()))
+        cells += [percent(arm["hard_success"].mean()), f"{arm['loss'].mean():.3f}"]
+        cells += [quantity(arm["inference_flops"].mean()), str(len(arm))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def dial_table(size: str) -> str:
+    """Return the mean success of notebook 04's arms at each number of loops at test time."""
+    rows = _recurrence(size)
+    rows = rows[rows["method"].str.contains(" loops", na=False)]
+    if rows.empty:
+        return f"No run of `04-test-time-recurrence` is recorded at size {size}."
+    means = rows.groupby(["model", "budget"], sort=False)["success"].mean().unstack()
+    lines = [f"| arm | {' | '.join(f'{loops:.0f}' for loops in means)} |"]
+    lines.append("|---" * (1 + means.shape[1]) + "|")
+    for name, each in means.iterrows():
+        lines.append(f"| {name} | {' | '.join(percent(value) for value in each)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "baseline-small": lambda: baseline_table("small"),
     "baseline-medium": lambda: baseline_table("medium"),
     "seeds-medium": lambda: seeds_table("medium"),
     "priors-small": lambda: priors_table("small"),
+    "race-small": lambda: race_table("small"),
+    "race-medium": lambda: race_table("medium"),
+    "long-medium": lambda: race_table("medium", "longest 5 %"),
+    "dial-medium": lambda: dial_table("medium"),
 }
 
 

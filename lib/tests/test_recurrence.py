@@ -18,7 +18,7 @@ from citypaths.scoring import Scored
 from citypaths.sizes import SIZES, get_size
 
 TINY = {"train": 1500, "valid": 80, "test": 400, "queries": 40, "width": 8}
-TINY |= {"budget": 2e8, "budget_tokens": 256, "seeds": 2}
+TINY |= {"budget": 2e8, "budget_tokens": 256, "seeds": 2, "dial": 20, "most_loops": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,12 +85,14 @@ def test_trained_arms_are_loaded_again_and_decode_as_they_train(trained, size, d
 
 
 def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries):
-    dial = recurrence.turn_the_dial(queries, trained, (1, 3))
+    dial = recurrence.turn_the_dial(queries, trained, 16)
     rows = pd.DataFrame([s.row for s in dial])
-    assert "transformer" not in set(rows["model"]) and len(rows) == 4 * 2 * 2
-    assert set(rows.columns) <= set(COLUMNS) and (rows["budget"].isin([1, 3])).all()
+    counts = rows[rows["seed"] == 1].groupby("model")["budget"].agg(list)
+    assert counts["transformer"] == [1] and counts["feedback"] == [1, 2, 4, 8]
+    assert all(counts[name] == [1, 2, 4, 8, 16] for name in ("looped-sampled", "act", "ponder"))
+    assert set(rows.columns) <= set(COLUMNS) and len(rows) == 2 * sum(map(len, counts))
     cost = rows[rows["model"] == "looped-sampled"].groupby("budget")["inference_flops"].min()
-    assert cost[3] > cost[1]
+    assert cost[16] > cost[1]
     own = recurrence.run(queries, "looped-sampled", trained["looped-sampled", 0], 0)
     same = recurrence.run(queries, "looped-sampled", trained["looped-sampled", 0], 0, loops=4)
     assert own.row["loss"] == same.row["loss"] and own.row["success"] == same.row["success"]
@@ -103,19 +105,19 @@ def as_scored(rows: list[dict]) -> list[Scored]:
 def test_margins_are_paired_by_seed():
     plain = [{"model": "transformer", "seed": s, "budget": 1, "success": 0.5} for s in range(3)]
     loops = [(2, (0.4, 0.5, 0.6)), (8, (0.60, 0.62, 0.64))]
-    dial = [
+    turned = [
         {"model": "looped", "seed": s, "budget": b, "success": x}
         for b, each in loops
         for s, x in enumerate(each)
     ]
-    own = plain + [row for row in dial if row["budget"] == 2]
-    table = recurrence.margins(as_scored(own), as_scored(dial), "transformer").set_index("loops")
-    assert table.loc["own", "margin"] == pytest.approx(0)
-    assert table.loc["best: 8", "margin"] == pytest.approx(0.12)
-    half = 4.302653 * 0.02 / np.sqrt(3)  # Student's t with two degrees of freedom
-    assert table.loc["best: 8", "high"] == pytest.approx(0.12 + half, abs=1e-6)
-    single = recurrence.margins(as_scored(own[:1] + own[3:4]), as_scored(dial[:1]), "transformer")
-    assert single["low"].isna().all()
+    own, dial = plain + turned[:3], plain + turned
+    row = recurrence.margins(as_scored(own), as_scored(dial)).loc["looped"]
+    assert row["own"] == pytest.approx(0) and row["best loops"] == 8
+    assert row["at best"] == pytest.approx(0.12)
+    half = 4.302653 * 0.1 / np.sqrt(3)  # Student's t with two degrees of freedom
+    assert (row["low"], row["high"]) == pytest.approx((-half, half), abs=1e-6)
+    single = recurrence.margins(as_scored([own[0], own[3]]), as_scored([plain[0], turned[0]]))
+    assert single["low"].isna().all() and single["own"].tolist() == pytest.approx([-0.1])
 
 
 @pytest.mark.parametrize("label", ["act", "ponder"])
@@ -140,15 +142,14 @@ def test_long_queries_are_longer_than_anything_trained_on(size, dataset):
     long_ones = recurrence.longest(half, hops)
     assert len(long_ones) > 5 and long_ones.rows.hops.min() >= np.quantile(hops, 0.95)
     scored = recurrence.extrapolate(size, half, long_ones, ["gru", "looped-sampled"], [0])
-    assert [s.row["budget"] for s in scored] == [1, 4, 16, 64]
+    assert [s.row["budget"] for s in scored] == [1, 4, 16]
 
 
 def test_figures_of_loops_show_every_arm(trained, queries):
-    own = pd.DataFrame([recurrence.run(queries, "transformer", trained["transformer", 0], 0).row])
-    dial = pd.DataFrame([s.row for s in recurrence.turn_the_dial(queries, trained, (1, 2))])
-    fig = loop_plots.crossover(own, dial, 8)
+    dial = pd.DataFrame([s.row for s in recurrence.turn_the_dial(queries, trained, 2)])
+    fig = loop_plots.crossover(dial, recurrence.STEADY, 8)
     shown = {text.get_text() for text in fig.axes[2].get_legend().get_texts()}
-    assert shown == {"transformer", *dial["model"]}
+    assert shown == set(dial["model"])
     for ax, column in zip(fig.axes, ("success", "hard_success", "loss"), strict=True):
         line = next(x for x in ax.lines if x.get_label() == "act")
         expected = dial[dial["model"] == "act"].groupby("budget")[column].mean()
