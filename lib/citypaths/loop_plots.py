@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from citypaths import search
 from citypaths.lab import Queries
@@ -61,6 +62,8 @@ def crossover(rows: pd.DataFrame, steady: Sequence[str], most_trained: int) -> F
     for ax in axes[:2]:
         ax.set_ylim(0, max(0.1, 1.05 * rows[["success", "hard_success"]].max().max()))
     axes[2].set_yscale("log")
+    for plain in (axes[2].yaxis.set_major_formatter, axes[2].yaxis.set_minor_formatter):
+        plain(StrMethodFormatter("{x:g}"))
     axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return fig
 

@@ -23,6 +23,7 @@ from citypaths.sizes import Size
 from citypaths.splits import recipe_for
 from citypaths.train import Trained, TrainSettings
 
+LOOPS = (1, 2, 4, 8, 16, 64)
 STEADY = ("transformer", "transformer-deep", "gru", "gru-wide")  # arms that do not recur
 SHARED = {"prelude": 0, "coda": 0, "injection": "add"}  # one layer, as in the plain transformer
 
@@ -112,15 +113,14 @@ def run(
 def turn_the_dial(
     queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int = 64
 ) -> list[Scored]:
-    """Score every arm, by (label, seed), at 1, 2, 4 ... `most` loops; those without loops at 1.
+    """Score every arm, by (label, seed), at `LOOPS` up to `most`; those without loops at 1.
 
     The feedback transformer's memory grows with every inner step, so it stops at 8.
     """
     scored = []
     for (label, seed), model in trained.items():
         end = 1 if label in STEADY else min(most, 8) if label == "feedback" else most
-        counts = [2**power for power in range(end.bit_length())]
-        scored += [run(queries, label, model, seed, loops) for loops in counts]
+        scored += [run(queries, label, model, seed, loops) for loops in LOOPS if loops <= end]
     return scored
 
 

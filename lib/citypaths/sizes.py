@@ -30,7 +30,8 @@ class Size:
         budget, budget_tokens, budget_rate: training of each of them: floating-point operations in
             all, padded tokens a batch, learning rate.
         seeds: trainings of each of them.
-        dial, most_loops: test queries of its dial of loops, and how far the dial goes.
+        race, dial, most_loops: their test queries, those on which the dial of loops is turned, and
+            how far it goes.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
     """
@@ -56,7 +57,8 @@ class Size:
     budget_tokens: int = 512
     budget_rate: float = 1.6e-2
     seeds: int = 1
-    dial: int = 200
+    race: int = 500
+    dial: int = 100
     most_loops: int = 64
     jitter: float = 0.0
 
@@ -79,7 +81,7 @@ SIZES = {
         Size(
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
             "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
-            dial=40, most_loops=8,
+            race=100, dial=20, most_loops=8,
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
@@ -90,12 +92,13 @@ SIZES = {
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
             "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=4e12, seeds=3,
-            dial=400,
+            race=1_000, dial=200,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,
             "replica", "gru-1024", 10_000, 2_000, batch_tokens=32_768, learning_rate=3e-3,
-            width=512, budget=1e17, budget_tokens=16_384, budget_rate=3e-3, seeds=3, dial=1_000,
+            width=512, budget=1e17, budget_tokens=16_384, budget_rate=3e-3, seeds=3,
+            race=2_000, dial=1_000,
         ),
         Size(
             "tiny_two_way", ("TN",), 30, 12_000, 400, 2_000, (), 0, "", "", 0, 200,

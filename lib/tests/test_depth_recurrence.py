@@ -208,6 +208,7 @@ def test_loops_are_drawn_from_the_range_while_training(graph):
     assert set(drawn) == {2, 3, 4, 5}
     torch.manual_seed(3)
     assert drawn == [model.take_loops(None) for _ in range(200)]
+    assert len({model.flops_per_step() for _ in range(20)}) == 1, "costs are not drawn"
 
 
 def test_gradients_are_cut_to_the_last_loops(graph, batch):

@@ -18,7 +18,7 @@ from citypaths.scoring import Scored
 from citypaths.sizes import SIZES, get_size
 
 TINY = {"train": 1500, "valid": 80, "test": 400, "queries": 40, "width": 8}
-TINY |= {"budget": 2e8, "budget_tokens": 256, "seeds": 2, "dial": 20, "most_loops": 4}
+TINY |= {"budget": 2e8, "budget_tokens": 256, "seeds": 2, "race": 40, "dial": 20}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -94,7 +94,7 @@ class SequenceModel(PathModel):
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Matrix products of the input, the encoder and the head."""
-        return self.inputs.flops + self.core_flops(self.take_loops(loops)) + self.head.flops
+        return self.inputs.flops + self.core_flops(taken(loops, self.loops)) + self.head.flops
 
     @property
     def flops_to_start(self) -> int:
