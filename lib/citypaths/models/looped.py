@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -119,7 +120,7 @@ class LoopedTransformer(SequenceModel):
         self, injected: Tensor, caches: list | None, loops: int, keep: bool
     ) -> tuple[Tensor, list]:
         """Return the state [B, T, width] after the loops and, to `keep`, the caches of each."""
-        place = caches[0][0][0].shape[-2] if caches else 0
+        place = caches[0][0].length if caches else 0
         starts = 1 if self.training else self.starts
         wide = injected.repeat_interleave(starts, 0)
         state, kept = self.first_state(wide, starts, place), []
@@ -127,9 +128,9 @@ class LoopedTransformer(SequenceModel):
         for loop in range(loops):
             before = state
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(loop, loops)):
-                state, cache = self.loop(state, wide, _folded(caches, loop, starts))
+                state, cache = self.loop(state, wide, caches[loop] if caches else None)
             if keep:
-                kept.append([_unfolded(pair, starts) for pair in cache])
+                kept.append([replace(layer, group=starts) for layer in cache])
         return (_steadiest(state, before, starts) if starts > 1 else state), kept
 
     def loop(self, state: Tensor, injected: Tensor, caches: list | None) -> tuple[Tensor, list]:
@@ -220,17 +221,6 @@ class TopRecurrent(LoopedTransformer):
     def training_flops_per_step(self) -> float:
         """The head reads every loop."""
         return super().training_flops_per_step + 3 * (self.loops - 1) * self.head.flops
-
-
-def _folded(caches: list | None, loop: int, starts: int) -> list | None:
-    """The caches of a loop, with the starts [B, starts, ...] folded into the rows."""
-    if not caches:
-        return None
-    return [tuple(part.flatten(0, 1) for part in pair) for pair in caches[loop]]
-
-
-def _unfolded(pair: tuple[Tensor, Tensor], starts: int) -> tuple[Tensor, ...]:
-    return tuple(part.unflatten(0, (-1, starts)) for part in pair)
 
 
 def _steadiest(state: Tensor, before: Tensor, starts: int) -> Tensor:

@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map_only
 from citypaths.batches import Batch
 from citypaths.graph import CityGraph
 from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel, taken
+from citypaths.models.cache import Cache
 
-Memory = Any  # tensors with one row a path in any nesting of lists, tuples and dicts, or None
+Memory = Any  # None, or tensors (a row a path) and caches in any nesting of lists, tuples, dicts
 
 
 class SequenceModel(PathModel):
@@ -90,7 +91,11 @@ class SequenceModel(PathModel):
 
     def reorder(self, state: dict[str, Any], index: Tensor) -> dict[str, Any]:
         """Take rows `index` of the state."""
-        return tree_map_only(Tensor, lambda rows: rows[index], state)
+
+        def taken_from(part: Tensor | Cache) -> Tensor | Cache:
+            return part.take(index) if isinstance(part, Cache) else part[index]
+
+        return tree_map_only((Tensor, Cache), taken_from, state)
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Matrix products of the input, the encoder and the head."""

@@ -10,27 +10,33 @@ from torch import Tensor, nn
 
 from citypaths.graph import CityGraph
 from citypaths.models.base import register
+from citypaths.models.cache import Cache
 from citypaths.models.sequence import Memory, SequenceModel
 
 CONTEXT = 32  # cities attended, for counting operations: attention is a few per cent of them
-Cache = tuple[Tensor, Tensor] | None
 
 
 class Rotary(nn.Module):
     """Turn queries and keys by their position, so that their product depends on the distance."""
 
-    def __init__(self, width: int, base: float = 1_000.0) -> None:
+    def __init__(self, width: int, base: float = 1_000.0, places: int = 256) -> None:
         super().__init__()
         if width % 2:
             raise ValueError(f"a head's width is even, not {width}: choose other heads")
         speed = base ** (-torch.arange(0, width, 2) / width)
         self.register_buffer("speed", speed, persistent=False)
+        self.register_buffer("known", self._angles(0, places), persistent=False)
+
+    def _angles(self, first: int, end: int) -> Tensor:
+        """Cosines and sines [2, end - first, width / 2] of the positions' angles."""
+        angle = torch.arange(first, end, device=self.speed.device)[:, None] * self.speed
+        return torch.stack([angle.cos(), angle.sin()])
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """Return x [..., T, width] turned, its first position being `first`."""
-        place = torch.arange(first, first + x.shape[-2], device=x.device)
-        angle = place[:, None] * self.speed
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        end = first + x.shape[-2]
+        within = end <= self.known.shape[1]
+        cos, sin = (self.known[:, first:end] if within else self._angles(first, end)).to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
@@ -47,16 +53,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.rotary = Rotary(width // heads)
 
-    def forward(self, x: Tensor, cache: Cache = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Attend from x [B, T, width] to what is cached, then to x; with a cache, T is 1."""
-        split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = split.permute(2, 0, 3, 1, 4)
-        past = 0 if cache is None else cache[0].shape[2]
-        q, k = self.rotary(q, past), self.rotary(k, past)
-        if cache is not None:
-            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
-        return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
+        split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.rotary(split[:2], 0 if cache is None else cache.length)
+        v = split[2]
+        cache = Cache.of(k, v) if cache is None else cache.append(k, v)
+        causal = x.shape[1] > 1
+        mixed = F.scaled_dot_product_attention(q, cache.keys, cache.values, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2)), cache
 
 
 class Block(nn.Module):
@@ -77,14 +82,16 @@ class Block(nn.Module):
                 shrunk.weight /= (2 * depth) ** 0.5
         self.flops = 2 * width * width * (4 + 2 * expansion) + 4 * width * CONTEXT
 
-    def forward(self, x: Tensor, cache: Cache = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Return x [B, T, width] after the layer, and the keys and values of all cities so far."""
         attended, cache = self.attention(self.norm_attention(x), cache)
         x = x + attended
         return x + self.down(F.relu(self.up(self.norm_feed(x)))), cache
 
 
-def run(blocks: nn.ModuleList, x: Tensor, caches: list[Cache] | None = None) -> tuple[Tensor, list]:
+def run(
+    blocks: nn.ModuleList, x: Tensor, caches: list[Cache] | None = None
+) -> tuple[Tensor, list[Cache]]:
     """Run x [B, T, width] through blocks; return it and their caches."""
     kept: list[Cache] = []
     for block, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
