@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -131,6 +131,19 @@ def turn_the_dial(
     for (label, seed), model in trained.items():
         end = 1 if label in STEADY else min(most, 8) if label == "feedback" else most
         scored += [run(queries, label, model, seed, loops) for loops in LOOPS if loops <= end]
+    return scored
+
+
+def breadth(
+    queries: Queries, trained: Trained, seed: int, starts: Iterable[int] = (1, 2, 4, 8, 16)
+) -> list[Scored]:
+    """Score a model with noise from several first states, the steadiest end taken city by city."""
+    model, scored = trained.model, []
+    for count in starts:
+        model.starts = count
+        one = run(queries, "looped-noise", trained, seed)
+        scored.append(replace(one, row=one.row | {"method": f"greedy, {count} starts"}))
+    model.starts = 1
     return scored
 
 

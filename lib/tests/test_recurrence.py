@@ -98,6 +98,15 @@ def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries):
     assert own.row["loss"] == same.row["loss"] and own.row["success"] == same.row["success"]
 
 
+def test_breadth_costs_what_its_starts_cost(size, dataset, queries):
+    noisy = recurrence.train(size, dataset, "looped-noise", 0)
+    one, four = (s.row for s in recurrence.breadth(queries.first(6), noisy, 0, (1, 4)))
+    assert one["method"] == "greedy, 1 starts" and noisy.model.starts == 1
+    again = recurrence.run(queries.first(6), "looped-noise", noisy, 0).row
+    assert again["loss"] == one["loss"] != four["loss"]
+    assert four["inference_flops"] > one["inference_flops"]
+
+
 def as_scored(rows: list[dict]) -> list[Scored]:
     return [Scored(None, pd.DataFrame(), row) for row in rows]
 
