@@ -86,7 +86,7 @@ SIZES = {
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 400,
-            "small_two_way", "gru-64", 400, 1_000,
+            "small_two_way", "gru-64", 400, 1_000, most_loops=16,
         ),
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
