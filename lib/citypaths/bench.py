@@ -33,7 +33,7 @@ from citypaths.dataset import Dataset, make_dataset
 from citypaths.device_trees import DeviceTrees
 from citypaths.files import reports_dir, write_bytes
 from citypaths.graph import CityGraph, Orientation, build_graph, load_graph
-from citypaths.model_bench import bench_models
+from citypaths.model_bench import Line, bench_models
 from citypaths.models import build
 from citypaths.paths import Paths
 from citypaths.shards import Rows, count_rows, encode_shard, sample_rows
@@ -41,7 +41,6 @@ from citypaths.shortest_paths import Block, in_blocks, over_blocks, shortest_pat
 from citypaths.splits import PARTS, Recipe, pair_drawer
 from citypaths.survey import draw_sample
 
-Line = tuple[str, str, str]
 NATIONAL_PATHS = 10_000_000
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from citypaths import search
@@ -22,6 +21,7 @@ from citypaths.batches import Batch
 from citypaths.cities import load_cities
 from citypaths.graph import CityGraph, build_graph
 from citypaths.models import build, registered
+from citypaths.models.base import nats
 from citypaths.survey import draw_sample
 
 Line = tuple[str, str, str]
@@ -106,7 +106,7 @@ def _peers(cities: int, batch: Batch) -> tuple[dict[str, Call], list[str]]:
 
 
 def _peer_loss(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    return F.cross_entropy(model(batch.cities).flatten(0, 1), batch.labels.flatten())
+    return nats(model(batch.cities), batch)
 
 
 def _wang(cities: int, batch: Batch) -> dict[str, Call]:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import t as student
-from torch.nn.functional import cross_entropy
 
 from citypaths import search
 from citypaths.batches import batch_of
@@ -19,7 +18,7 @@ from citypaths.dataset import Dataset, make_dataset
 from citypaths.graph import CityGraph
 from citypaths.lab import Queries, mean_loss, train_arm
 from citypaths.models import build
-from citypaths.models.base import Coordinates
+from citypaths.models.base import Coordinates, nats
 from citypaths.scoring import Scored, score
 from citypaths.sizes import Size
 from citypaths.splits import recipe_for
@@ -242,11 +241,7 @@ def sweep_losses(queries: Queries, trained: Trained, counts: Iterable[int]) -> p
     """
     model = trained.model.eval()
     batch = batch_of(queries.rows, next(model.parameters()).device)
-    labels = batch.labels.flatten()
     with torch.inference_mode():
         exact = float(model.loss(batch))
-        table = [
-            (count, float(cross_entropy(model.sweeps(batch, count).flatten(0, 1), labels)))
-            for count in counts
-        ]
+        table = [(count, float(nats(model.sweeps(batch, count), batch))) for count in counts]
     return pd.DataFrame(table, columns=["sweeps", "loss"]).assign(exact=exact)

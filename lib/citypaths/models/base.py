@@ -71,7 +71,14 @@ class PathModel(nn.Module, ABC):
 
     def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
         """Return the mean cross-entropy in nats per hop."""
-        return F.cross_entropy(self(batch, loops).flatten(0, 1).float(), batch.labels.flatten())
+        return nats(self(batch, loops), batch)
+
+
+def nats(logits: Tensor, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Return the cross-entropy of logits [B, T, V] in nats: a mean over hops, or each [B T]."""
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), reduction=reduction
+    )
 
 
 def taken(loops: int | None, own: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from citypaths.batches import IGNORE, Batch
 from citypaths.graph import CityGraph
-from citypaths.models.base import register
+from citypaths.models.base import nats, register
 from citypaths.models.looped import LoopedTransformer
 from citypaths.models.transformer import run
 
@@ -71,11 +72,11 @@ class _Halting(LoopedTransformer):
         state, _, _, kept = self.halted(injected, caches, loops, keep)
         return state, kept
 
+    @abstractmethod
     def halted(
         self, injected: Tensor, caches: list | None, loops: int, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor, list]:
         """Return states [B, T, width], loops spent [B, T], remainders [B, T], and caches."""
-        raise NotImplementedError
 
     def core_flops(self, loops: int) -> int:
         """Operations of all `loops`: cities that have halted are masked, not skipped."""
@@ -134,8 +135,7 @@ class ACT(_Halting):
         states = self.without_prefix(self.norm(run(self.coda, mixed)[0]))
         real = batch.labels != IGNORE
         pondered = self.without_prefix(spent + remainder)[real].mean()
-        logits = self.head(states).flatten(0, 1).float()
-        return F.cross_entropy(logits, batch.labels.flatten()) + self.ponder_cost * pondered
+        return nats(self.head(states), batch) + self.ponder_cost * pondered
 
 
 @register("ponder")
@@ -192,8 +192,7 @@ class PonderNet(_Halting):
             state, _ = self.loop(state, injected, None)
             halts.append(self.without_prefix(self.halt(state)[..., 0]))
             read = self.without_prefix(self.norm(run(self.coda, state)[0]))
-            logits = self.head(read).flatten(0, 1).float()
-            losses.append(F.cross_entropy(logits, batch.labels.flatten(), reduction="none"))
+            losses.append(nats(self.head(read), batch, "none"))
         real = (batch.labels != IGNORE).flatten()
         log_p = halting_log_probability(torch.stack(halts, -1).flatten(0, 1)[real].float())
         expected = (log_p.exp() * torch.stack(losses, -1)[real]).sum(-1).mean()

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from citypaths.batches import Batch
 from citypaths.graph import CityGraph
-from citypaths.models.base import register
+from citypaths.models.base import nats, register
 from citypaths.models.sequence import Memory, SequenceModel
 from citypaths.models.transformer import Block, run
 
@@ -210,9 +209,7 @@ class TopRecurrent(LoopedTransformer):
         if not self.training:
             return super().loss(batch, loops)
         every = [
-            F.cross_entropy(
-                self.head(self.without_prefix(state)).flatten(0, 1).float(), batch.labels.flatten()
-            )
+            nats(self.head(self.without_prefix(state)), batch)
             for state in self.unrolled(self.embed(batch), self.take_loops(loops))
         ]
         return torch.stack(every).mean()
