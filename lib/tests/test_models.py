@@ -59,6 +59,7 @@ MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK
 MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
     MODELS += [(name, {"loops": 4} | STACK | options) for options in STACK_GRID]
+MODELS += [(name, {"loops": 4, "noise": 0.5} | STACK) for name in ("act", "ponder")]
 MODELS += [("act", {"core": 2, "ponder_cost": 0.1} | STACK), ("ponder", {"coda": 1} | STACK)]
 FEEDBACK_GRID = [
     *STACK_GRID,

@@ -109,7 +109,7 @@ class ACT(_Halting):
         self, injected: Tensor, caches: list | None, loops: int, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor, list]:
         """See `_Halting.halted`; the remainder is the last loop's weight."""
-        state, kept = self.first_state(injected), []
+        state, kept = self.first_state(injected, caches), []
         mixed, total = torch.zeros_like(injected), injected.new_zeros(injected.shape[:2])
         spent, remainder = torch.zeros_like(total), torch.zeros_like(total)
         for loop in range(loops):
@@ -168,7 +168,7 @@ class PonderNet(_Halting):
         self, injected: Tensor, caches: list | None, loops: int, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor, list]:
         """See `_Halting.halted`; the remainder is the probability of going on."""
-        state, kept = self.first_state(injected), []
+        state, kept = self.first_state(injected, caches), []
         log_on = injected.new_zeros(injected.shape[:2])
         spent, goes_on = torch.zeros_like(log_on), torch.ones_like(log_on, dtype=torch.bool)
         for loop in range(loops):

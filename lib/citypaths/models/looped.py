@@ -119,10 +119,9 @@ class LoopedTransformer(SequenceModel):
         self, injected: Tensor, caches: list | None, loops: int, keep: bool
     ) -> tuple[Tensor, list]:
         """Return the state [B, T, width] after the loops and, to `keep`, the caches of each."""
-        place = caches[0][0].length if caches else 0
         starts = 1 if self.training else self.starts
         wide = injected.repeat_interleave(starts, 0)
-        state, kept = self.first_state(wide, starts, place), []
+        state, kept = self.first_state(wide, caches, starts), []
         before = state
         for loop in range(loops):
             before = state
@@ -141,15 +140,18 @@ class LoopedTransformer(SequenceModel):
         state, cache = run(self.core, state, caches)
         return self.settle(state), cache
 
-    def first_state(self, injected: Tensor, starts: int = 1, place: int = 0) -> Tensor:
-        """Return the state before the first loop: the input itself without injection, or noise."""
+    def first_state(self, injected: Tensor, caches: list | None = None, starts: int = 1) -> Tensor:
+        """Return the state before the first loop: the input itself without injection, or noise.
+
+        Positions count on from those in the caches.
+        """
         if self.injection == "none":
             return injected
         if not self.noise:
             return torch.zeros_like(injected)
         if self.training:
             return self.noise * torch.randn_like(injected)
-        rows, steps, _ = injected.shape
+        (rows, steps, _), place = injected.shape, caches[0][0].length if caches else 0
         places = torch.arange(place, place + steps, device=injected.device) % MOST_PLACES
         return self.table[:starts, places].repeat(rows // starts, 1, 1).to(injected.dtype)
 
