@@ -7,7 +7,7 @@ whose out-edges are read; a look-up is one out-edge read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
@@ -32,6 +32,16 @@ class Found:
     lookups: np.ndarray
     expansions: np.ndarray
     seconds: float
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Found]) -> Found:
+        """Join what was found for several sets of queries, in order."""
+        costs = (
+            np.concatenate([np.zeros(0), *(getattr(part, name) for part in parts)])
+            for name in ("flops", "lookups", "expansions")
+        )
+        seconds = sum(part.seconds for part in parts)
+        return cls(Paths.concatenate([part.paths for part in parts]), *costs, seconds)
 
     def cost(self) -> dict[str, float]:
         """Return mean cost a query under the ledger's column names."""

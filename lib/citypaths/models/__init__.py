@@ -1,6 +1,6 @@
 """Models: `build(name, graph, **settings)` makes any registered `PathModel`."""
 
-from citypaths.models.base import PathModel, build, register, registered
+from citypaths.models.base import Network, PathModel, build, register, registered
 from citypaths.models.feedback import FeedbackTransformer
 from citypaths.models.halting import ACT, PonderNet
 from citypaths.models.looped import LoopedTransformer, TopRecurrent
@@ -13,6 +13,7 @@ __all__ = [
     "RNN",
     "FeedbackTransformer",
     "LoopedTransformer",
+    "Network",
     "PathModel",
     "PonderNet",
     "SequenceModel",

@@ -20,16 +20,41 @@ Coordinates = Literal["none", "raw", "place_cells", "periodic", "fourier"]
 State = Any
 
 
-class PathModel(nn.Module, ABC):
-    """A model of the next city, given the query and the path so far.
+class Network(nn.Module, ABC):
+    """What `citypaths.train` trains on paths: a `PathModel`, or a network that judges them.
 
     A subclass sets `cities` (vocabulary size V) and `settings` (what `build` needs to make it
-    again) and implements the five methods below. Teacher-forced logits must equal the step-by-step
-    ones: `citypaths.models.check.assert_consistent` tests it.
+    again), and implements `loss` and `flops_per_step`.
     """
 
     cities: int
     settings: dict[str, Any]
+
+    @abstractmethod
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the mean loss a hop of a batch."""
+
+    @abstractmethod
+    def flops_per_step(self, loops: int | None = None) -> int:
+        """Return the floating-point operations of one step of one path (a multiply-add is two)."""
+
+    @property
+    def training_flops_per_step(self) -> float:
+        """Return the operations to train on one step: forward, and backward at twice that."""
+        return 3 * self.flops_per_step()
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+class PathModel(Network):
+    """A model of the next city, given the query and the path so far.
+
+    A subclass implements the five methods below. Teacher-forced logits must equal the step-by-step
+    ones: `citypaths.models.check.assert_consistent` tests it.
+    """
 
     @abstractmethod
     def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
@@ -50,24 +75,10 @@ class PathModel(nn.Module, ABC):
     def reorder(self, state: State, index: Tensor) -> State:
         """Return the state with row i taken from row index[i]; index may be longer or shorter."""
 
-    @abstractmethod
-    def flops_per_step(self, loops: int | None = None) -> int:
-        """Return the floating-point operations of one step of one path (a multiply-add is two)."""
-
     @property
     def flops_to_start(self) -> int:
         """Return the operations of `start` for one query (0 unless it runs the network)."""
         return 0
-
-    @property
-    def training_flops_per_step(self) -> float:
-        """Return the operations to train on one step: forward, and backward at twice that."""
-        return 3 * self.flops_per_step()
-
-    @property
-    def parameters_count(self) -> int:
-        """Number of trained parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
         """Return the mean cross-entropy in nats per hop."""
@@ -92,32 +103,38 @@ def taken(loops: int | None, own: int) -> int:
     return own if loops is None else loops
 
 
-_REGISTRY: dict[str, Callable[..., PathModel]] = {}
+_REGISTRY: dict[str, Callable[..., Network]] = {}
+_JUDGES: set[str] = set()  # those of them that write no paths
 
 
-def register(name: str) -> Callable[[Callable[..., PathModel]], Callable[..., PathModel]]:
-    """Register a model class (called with `graph` and its settings) under a name."""
+def register(name: str, writes: bool = True) -> Callable[[Callable[..., Network]], Any]:
+    """Register a class (called with `graph` and its settings) under a name.
 
-    def keep(make: Callable[..., PathModel]) -> Callable[..., PathModel]:
+    One that `writes` paths is a `PathModel`; another network is merely trained and loaded by name.
+    """
+
+    def keep(make: Callable[..., Network]) -> Callable[..., Network]:
         _REGISTRY[name] = make
+        if not writes:
+            _JUDGES.add(name)
         return make
 
     return keep
 
 
 def registered() -> list[str]:
-    """Return the names that `build` knows."""
-    return sorted(_REGISTRY)
+    """Return the names of the models of paths that `build` knows."""
+    return sorted(set(_REGISTRY) - _JUDGES)
 
 
-def build(name: str, graph: CityGraph, **settings: Any) -> PathModel:
-    """Build a registered model for a graph.
+def build(name: str, graph: CityGraph, **settings: Any) -> Any:
+    """Build a registered model, or another registered network, for a graph.
 
     Raises:
         KeyError: an unknown name; the message lists the known ones.
     """
     if name not in _REGISTRY:
-        raise KeyError(f"no model {name!r}; registered: {', '.join(registered())}")
+        raise KeyError(f"no model {name!r}; registered: {', '.join(sorted(_REGISTRY))}")
     model = _REGISTRY[name](graph, **settings)
     model.settings = {"model": name} | settings
     return model
