@@ -1,7 +1,26 @@
 """Search: from a model and queries to paths, with the compute that each query spent."""
 
+from citypaths.search.attempts import Attempts, draw
+from citypaths.search.best_of import best_of, expected_best, scored, stitch, stitched
 from citypaths.search.budget import Budget
 from citypaths.search.decode import Moves, beam, greedy, sample
 from citypaths.search.parts import Interrupted, in_parts
+from citypaths.search.stochastic import stochastic_beam
 
-__all__ = ["Budget", "Interrupted", "Moves", "beam", "greedy", "in_parts", "sample"]
+__all__ = [
+    "Attempts",
+    "Budget",
+    "Interrupted",
+    "Moves",
+    "beam",
+    "best_of",
+    "draw",
+    "expected_best",
+    "greedy",
+    "in_parts",
+    "sample",
+    "scored",
+    "stitch",
+    "stitched",
+    "stochastic_beam",
+]

@@ -64,7 +64,7 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"temperature is above 0, not {temperature}; greedy() is its limit")
-    generator = torch.Generator(_device(model)).manual_seed(seed)
+    generator = torch.Generator(device_of(model)).manual_seed(seed)
 
     def noise(logits: Tensor) -> Tensor:
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
@@ -83,7 +83,8 @@ def beam(model: PathModel, source, target, max_hops: int, *, width: int = 8, **o
     return _in_batches(_beam, model, source, target, max_hops, width=width, **options)
 
 
-def _device(model: PathModel) -> torch.device:
+def device_of(model: PathModel) -> torch.device:
+    """Return where a model is."""
     return next(model.parameters()).device
 
 
@@ -94,7 +95,7 @@ def _in_batches(
     """Run `decode` over slices of the queries and put their paths and costs together."""
     if max_hops < 1:
         raise ValueError(f"max_hops is at least 1, not {max_hops}")
-    began, device, was_training = time.perf_counter(), _device(model), model.training
+    began, device, was_training = time.perf_counter(), device_of(model), model.training
     moves = Moves.of(checked_by, device) if checked_by is not None else None
     source, target = (
         torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)
