@@ -71,7 +71,7 @@ def resample_segments(
     Returns: the paths after 0, 1, ... `rounds`, all of them with the compute from the beginning.
 
     Raises:
-        ValueError: fewer than 0 rounds or 1 try, or an unknown place.
+        ValueError: fewer than 0 rounds or 1 try, an unknown place, or queries that are not pairs.
         TypeError: the worst hops of a scorer that does not say.
     """
     if rounds < 0 or tries < 1:
@@ -81,6 +81,8 @@ def resample_segments(
     if where == "worst" and not hasattr(energy, "hop_energies"):
         raise TypeError(f"{type(energy).__name__} has no hop_energies: choose where='random'")
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
     run = _Descent(
         model, source, target, max_hops, energy, tries, where == "worst", temperature, checked_by,
         options, Spending(len(source), model.cities, budget or Budget()),

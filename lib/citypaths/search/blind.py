@@ -37,7 +37,7 @@ def blind(
     if walks < 1 or max_hops < 1:
         raise ValueError(f"walks and max_hops are at least 1, not {walks} and {max_hops}")
     began, budget = time.perf_counter(), budget or Budget()
-    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    source, target = (np.ascontiguousarray(x, np.int64) for x in (source, target))
     if len(source) != len(target):
         raise ValueError(f"{len(source)} sources but {len(target)} targets")
     ends = np.concatenate([source, target])

@@ -82,7 +82,8 @@ def generations_of(
         of them with the compute from the beginning.
 
     Raises:
-        ValueError: a population or mix that is empty, fewer than 0 generations.
+        ValueError: a population or mix that is empty, fewer than 0 generations, or queries that
+            are not pairs.
     """
     if population < 1 or generations < 0:
         least = "a population is at least 1 and generations at least 0"
@@ -91,6 +92,8 @@ def generations_of(
         raise ValueError(f"mix is three chances of 0 or more, not all 0, and not {mix}")
     options |= {"temperature": temperature, "checked_by": checked_by}
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
     shape = len(source), population, max(1, max_hops) + 1
     run = _Evolution(
         model, source, target, max_hops, fitness, np.cumsum(mix) / sum(mix), options,
