@@ -26,20 +26,18 @@ import psutil
 import torch
 from scipy.sparse.csgraph import dijkstra
 
-from citypaths import search
 from citypaths.batches import Batches
 from citypaths.cities import load_cities
 from citypaths.dataset import Dataset, make_dataset
+from citypaths.decode_bench import bench_decoding
 from citypaths.device_trees import DeviceTrees
 from citypaths.files import reports_dir, write_bytes
 from citypaths.graph import CityGraph, Orientation, build_graph, load_graph
 from citypaths.model_bench import Line, bench_models
-from citypaths.models import build
 from citypaths.paths import Paths
 from citypaths.shards import Rows, count_rows, encode_shard, sample_rows
 from citypaths.shortest_paths import Block, in_blocks, over_blocks, shortest_path_trees
 from citypaths.splits import PARTS, Recipe, pair_drawer
-from citypaths.survey import draw_sample
 
 NATIONAL_PATHS = 10_000_000
 
@@ -215,20 +213,6 @@ def _batch_lines(dataset: Dataset, batches: int = 500) -> list[Line]:
     return [
         ("paths into random batches of 4,096 tokens, a core", f"{gathered / 1e6:.2f} M/s", "1"),
         ("paths sampled anew, a core", f"{sampled / 1e6:.2f} M/s", f"{sampled / gathered:.2f}"),
-    ]
-
-
-def bench_decoding(queries: int = 256) -> list[Line]:
-    """Time greedy decoding of a query: batched, and one query at a time."""
-    graph = build_graph(load_cities(states=["NC"]), 30)
-    torch.manual_seed(0)
-    model = build("rnn", graph, width=128, tied=True)
-    pairs = draw_sample(graph, queries).pairs[:queries]
-    batched = seconds(lambda: search.greedy(model, *pairs.T, 30)) / len(pairs)
-    single = seconds(lambda: search.greedy(model, *pairs[:16].T, 30, batch=1)) / 16
-    return [
-        ("greedy decoding of a query, gru-128, batched", f"{1000 * batched:.2f} ms", "1"),
-        ("one by one", f"{1000 * single:.1f} ms", f"{single / batched:.1f}"),
     ]
 
 

@@ -40,12 +40,13 @@ def bench_models(rounds: int = 7) -> list[Line]:
     """Time training and greedy decoding of every family, on one thread."""
     populous = load_cities().nlargest(CITIES, "population").sort_index()
     graph = build_graph(populous, 150)
-    with _one_thread():
+    with one_thread():
         return training_lines(graph, rounds) + decoding_lines(graph)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread within the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -2,8 +2,10 @@
 
 from citypaths.search.attempts import Attempts, draw
 from citypaths.search.best_of import best_of, expected_best, scored, stitch, stitched
+from citypaths.search.blind import blind
 from citypaths.search.budget import Budget
 from citypaths.search.decode import Moves, beam, greedy, sample
+from citypaths.search.evolution import evolve, generations_of
 from citypaths.search.parts import Interrupted, in_parts
 from citypaths.search.stochastic import stochastic_beam
 
@@ -14,8 +16,11 @@ __all__ = [
     "Moves",
     "beam",
     "best_of",
+    "blind",
     "draw",
+    "evolve",
     "expected_best",
+    "generations_of",
     "greedy",
     "in_parts",
     "sample",

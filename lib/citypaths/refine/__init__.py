@@ -1,0 +1,5 @@
+"""Refinement: from a whole path to a better one."""
+
+from citypaths.refine.resample import resample_segments
+
+__all__ = ["resample_segments"]
