@@ -2,6 +2,7 @@
 
 from citypaths.search.budget import Budget
 from citypaths.search.decode import Moves, beam, greedy, sample
+from citypaths.search.heuristic import a_star
 from citypaths.search.parts import Interrupted, in_parts
 
-__all__ = ["Budget", "Interrupted", "Moves", "beam", "greedy", "in_parts", "sample"]
+__all__ = ["Budget", "Interrupted", "Moves", "a_star", "beam", "greedy", "in_parts", "sample"]
