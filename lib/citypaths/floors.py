@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 
 import numpy as np
 from numba import njit
 
-from citypaths.graph import EARTH_RADIUS_KM, CityGraph, unit_sphere
+from citypaths.frontier import expand_best, great_circle, sphere_points
+from citypaths.graph import CityGraph
 from citypaths.hashing import unit_hash
 from citypaths.paths import Paths
+
+ROUNDED = 1 - 1e-9  # keeps great circles admissible against edges rounded to millimetres
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +58,6 @@ class Found:
 
 
 @njit(cache=True)
-def _great_circle(points, a, b):
-    square = 0.0
-    for axis in range(3):
-        square += (points[a, axis] - points[b, axis]) ** 2
-    return 2 * EARTH_RADIUS_KM * np.arcsin(min(1.0, np.sqrt(square) / 2))
-
-
-@njit(cache=True)
 def _walk(indptr, indices, km, points, sources, targets, hop_weight, random, limit):
     """Walk to the neighbour with the least hop_weight * km + distance to go (random below 0)."""
     n, count = len(indptr) - 1, len(sources)
@@ -87,68 +81,13 @@ def _walk(indptr, indices, km, points, sources, targets, hop_weight, random, lim
             else:
                 least = np.inf
                 for e in range(low, high):
-                    cost = hop_weight * km[e] + _great_circle(points, indices[e], targets[q])
+                    cost = hop_weight * km[e] + great_circle(points, indices[e], targets[q])
                     if cost < least:
                         least, best = cost, indices[e]
             city = best
             out[q, lengths[q]] = city
             lengths[q] += 1
     return out, lengths, spent
-
-
-@njit(cache=True)
-def _best_first(indptr, indices, km, points, sources, targets, g_weight, h_weight):
-    """Expand by least g_weight * g + h_weight * great circle to go.
-
-    Cities are reopened when g improves only where that is needed for exactness (h_weight <= 1):
-    edges are rounded to millimetres, so the heuristic is consistent only to half a millimetre.
-    """
-    n, count = len(indptr) - 1, len(sources)
-    spent = np.zeros((count, 2))
-    offsets = np.zeros(count + 1, np.int64)
-    tokens = [np.int32(0) for _ in range(0)]
-    expanded = np.full(n, np.int64(-1))
-    reopen = g_weight > 0.0 and h_weight <= 1.0
-    g = np.full(n, np.inf)
-    parent = np.full(n, np.int32(-1))
-    for q in range(count):
-        source, target = sources[q], targets[q]
-        touched = [source]
-        g[source], parent[source] = 0.0, -1
-        heap = [(h_weight * _great_circle(points, source, target), source, 0.0)]
-        while len(heap):
-            _, city, reached = heappop(heap)
-            if reached > g[city] or (expanded[city] == q and not reopen):
-                continue
-            if city == target:
-                break
-            expanded[city] = q
-            spent[q, 1] += 1
-            for e in range(indptr[city], indptr[city + 1]):
-                b = indices[e]
-                spent[q, 0] += 1
-                candidate = reached + km[e]
-                if candidate < g[b] and (reopen or expanded[b] != q):
-                    if g[b] == np.inf:
-                        touched.append(np.int64(b))
-                    g[b], parent[b] = candidate, city
-                    togo = h_weight * _great_circle(points, b, target) if h_weight else 0.0
-                    heappush(heap, (g_weight * candidate + togo, np.int64(b), candidate))
-        route = [np.int32(source)]
-        if g[target] < np.inf:
-            route = [np.int32(target)]
-            while parent[route[-1]] >= 0:
-                route.append(parent[route[-1]])
-        for city in route[::-1]:
-            tokens.append(city)
-        offsets[q + 1] = len(tokens)
-        for city in touched:
-            g[city] = np.inf
-    return np.array(tokens, dtype=np.int32), offsets, spent
-
-
-def _points(graph: CityGraph) -> np.ndarray:
-    return np.ascontiguousarray(unit_sphere(graph.lat, graph.lon))
 
 
 def _found(paths: Paths, spent: np.ndarray, began: float) -> Found:
@@ -170,7 +109,7 @@ def walk(
     random = np.zeros((1, 1))
     if hop_weight < 0:
         random = unit_hash(seed, source[:, None], target[:, None], np.arange(limit + 1))
-    args = (graph.indptr, graph.indices, graph.km, _points(graph), source, target)
+    args = (graph.indptr, graph.indices, graph.km, sphere_points(graph), source, target)
     out, lengths, spent = _walk(*args, float(hop_weight), random, limit)
     return _found(Paths.from_padded(out, lengths), spent, began)
 
@@ -185,9 +124,13 @@ def best_first(
     """
     began = time.perf_counter()
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
-    args = (graph.indptr, graph.indices, graph.mm / 1e6, _points(graph), source, target)
-    shrink = 1 - 1e-9  # keeps the heuristic admissible against edges rounded to millimetres
-    tokens, offsets, spent = _best_first(*args, float(g_weight), float(h_weight) * shrink)
+    edges = (graph.indptr, graph.indices, graph.mm / 1e6, sphere_points(graph))
+    rows, h_weight = np.zeros(len(source), np.int64), float(h_weight) * ROUNDED
+    # Edges are whole millimetres, so the great circle is consistent only to half a millimetre.
+    reopen = g_weight > 0 and h_weight <= 1
+    weights, limits = (float(g_weight), h_weight, reopen), np.full(3, np.inf)
+    found = expand_best(*edges, source, target, np.zeros((0, 0)), rows, *weights, limits)
+    tokens, offsets, spent = found
     return _found(Paths(tokens, offsets), spent, began)
 
 

@@ -1,6 +1,19 @@
 """Scorers: how good is a whole path, or how far is it still to go?"""
 
 from citypaths.scorers.base import Scorer, Value
+from citypaths.scorers.energies import LOST, Doubt, Inconsistency
 from citypaths.scorers.exact import ExactValue, PathLength
+from citypaths.scorers.reach import HopsToGo
+from citypaths.scorers.value import CostToGo
 
-__all__ = ["ExactValue", "PathLength", "Scorer", "Value"]
+__all__ = [
+    "LOST",
+    "CostToGo",
+    "Doubt",
+    "ExactValue",
+    "HopsToGo",
+    "Inconsistency",
+    "PathLength",
+    "Scorer",
+    "Value",
+]

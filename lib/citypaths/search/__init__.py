@@ -6,6 +6,7 @@ from citypaths.search.blind import blind
 from citypaths.search.budget import Budget
 from citypaths.search.decode import Moves, beam, greedy, sample
 from citypaths.search.evolution import evolve, generations_of
+from citypaths.search.heuristic import a_star
 from citypaths.search.parts import Interrupted, in_parts
 from citypaths.search.stochastic import stochastic_beam
 
@@ -14,6 +15,7 @@ __all__ = [
     "Budget",
     "Interrupted",
     "Moves",
+    "a_star",
     "beam",
     "best_of",
     "blind",

@@ -119,7 +119,7 @@ def _best(
     scorer: Scorer | None,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """The beam of each query to keep, and the FLOPs and look-ups of scoring its beams."""
-    queries, width, _ = out.shape
+    queries = len(out)
     last = (out >= 0).sum(2) - 1
     arrived = np.take_along_axis(out, last[..., None], 2)[..., 0] == target[:, None]
     real = log_p > NEVER
