@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from citypaths import bench, model_bench
+from citypaths import bench, decode_bench, model_bench, search
+from citypaths.survey import draw_sample
 
 
 def test_a_part_replaces_its_own_section():
@@ -31,3 +34,27 @@ def test_every_family_is_measured_and_missing_peers_are_named(monkeypatch, tenne
 @pytest.mark.parametrize("name", ["models", "decoding"])
 def test_parts_are_known_to_the_command(name):
     assert name in bench.BENCHES
+
+
+def test_beams_are_timed_batched_and_one_by_one_and_a_missing_peer_is_named(monkeypatch, tennessee):
+    for name, value in {"WIDTH": 16, "LAYERS": 1, "HEADS": 2, "BEAMS": 2, "STEPS": 3}.items():
+        monkeypatch.setattr(decode_bench, name, value)
+    monkeypatch.setattr(decode_bench, "find_spec", lambda name: None)
+    sizes = []
+
+    def beam(*args, batch, **options):
+        sizes.append(batch)
+        return search.beam(*args, batch=batch, **options)
+
+    monkeypatch.setattr(decode_bench, "search", SimpleNamespace(beam=beam))
+    lines = decode_bench.beam_lines(tennessee, queries=5, rounds=1)
+    held = len(draw_sample(tennessee, 5).pairs)
+    assert sizes == [held, 1, held, 1] * 2 and held > 1, (
+        "each is called in turn, and once to warm up"
+    )
+    models = ["transformer, batched", "transformer, one by one", "rnn, batched", "rnn, one by one"]
+    assert [line[0].split(": ")[1] for line in lines] == [*models, "transformers (Hugging Face)"]
+    assert lines[0][2] == "1.00" and lines[-1][1:] == ("not installed", "")
+    rates = [float(line[1].split()[0].replace(",", "")) for line in lines[:-1]]
+    for rate, line in zip(rates, lines, strict=False):
+        assert rate > 0 and float(line[2]) == pytest.approx(rates[0] / rate, rel=0.05, abs=0.01)
