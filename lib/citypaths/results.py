@@ -285,6 +285,15 @@ def _over_seeds(rows: pd.DataFrame, by: list[str], missing: str) -> str:
     return "\n".join(lines)
 
 
+def search_table(size: str) -> str:
+    """Return notebook 05's searches and heuristics at a size."""
+    rows = load_results()
+    rows = rows[rows["run"] == f"05-search-{size}-seed0"]
+    if rows.empty:
+        return f"No run of `05-search` is recorded at size {size}."
+    return table(rows)
+
+
 def _recurrence(size: str, split: str = "uncontained") -> pd.DataFrame:
     rows = load_results()
     return rows[(rows["run"] == f"04-test-time-recurrence-{size}-seed0") & (rows["split"] == split)]
@@ -330,6 +339,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "baseline-medium": lambda: baseline_table("medium"),
     "seeds-medium": lambda: seeds_table("medium"),
     "priors-small": lambda: priors_table("small"),
+    "search-small": lambda: search_table("small"),
     "race-small": lambda: race_table("small"),
     "race-medium": lambda: race_table("medium"),
     "long-medium": lambda: race_table("medium", "longest 5 %"),

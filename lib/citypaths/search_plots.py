@@ -27,8 +27,9 @@ def against_spending(rows: Sequence[Mapping[str, Any]], ax: Axes) -> None:
         label = str(regime).replace("_", "-")
         x, y = group["inference_flops"], group["hard_success"]
         ax.errorbar(x, y, [low.clip(0), high.clip(0)], label=label, **style)
-        for place in group.itertuples():
-            beside = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 9}
+        for i, place in enumerate(group.itertuples()):
+            above = 4 if i % 2 else -9  # neighbours in the list often cost the same
+            beside = {"xytext": (6, above), "textcoords": "offset points", "fontsize": 9}
             name = place.method.replace(", checked", "")
             ax.annotate(name, (place.inference_flops, place.hard_success), **beside)
     ax.set(xscale="log", xlabel="inference FLOPs a query", ylabel="success, hard subset")
