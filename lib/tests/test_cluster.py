@@ -168,7 +168,8 @@ def nowhere():
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in folder.iterdir() if path.name != ".lock"}
+    files = (p for p in folder.iterdir() if p.name != ".lock" and "-contained-" not in p.name)
+    return {path.name: sha256(path) for path in files}
 
 
 def shards(folder: Path) -> list[Path]:
