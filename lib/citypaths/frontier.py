@@ -27,6 +27,8 @@ def sphere_points(graph: CityGraph) -> np.ndarray:
 @njit(cache=True)
 def _estimate(points, table, row, city, target):
     """Kilometres to go: from the table where it has rows, else the great circle."""
+    if city == target:
+        return 0.0
     return table[row, city] if len(table) else great_circle(points, city, target)
 
 

@@ -66,7 +66,7 @@ class PairNetwork(Network):
         width: int = 128,
         inner: int = 64,
         layers: int = 1,
-        inside: float = 0.5,
+        inside: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= inside <= 1:

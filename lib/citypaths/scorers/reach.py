@@ -21,16 +21,18 @@ class HopsToGo(PairNetwork):
     Pairs with no path are known without the map only where every hop goes east: a pair from east to
     west has none. Such pairs, each half of the training there, are a hop's city with the target of
     another path, where that lies west, and else a pair of the path backwards. In a two-way graph
-    "never" is not trained.
+    "never" is not trained. Pairs `inside` paths teach what a single hop is.
 
     Raises:
         ValueError: `most` below 1; see also `PairNetwork`.
     """
 
-    def __init__(self, graph: CityGraph, *, most: int = 64, **settings: Any) -> None:
+    def __init__(
+        self, graph: CityGraph, *, most: int = 64, inside: float = 0.5, **settings: Any
+    ) -> None:
         if most < 1:
             raise ValueError(f"most is at least 1 hop, not {most}")
-        super().__init__(graph, most + 1, **settings)
+        super().__init__(graph, most + 1, inside=inside, **settings)
         self.most, self.eastward = most, graph.orientation == "eastward"
         rank = torch.empty(len(graph), dtype=torch.int64)
         rank[torch.as_tensor(graph.order, dtype=torch.int64)] = torch.arange(len(graph))

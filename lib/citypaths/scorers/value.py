@@ -26,7 +26,7 @@ class CostToGo(PairNetwork):
 
     Args:
         quantile: what `togo` and `table` give when not told otherwise; None is the mean.
-        settings: of the trunk, see `PairNetwork`.
+        inside, settings: see `PairNetwork`.
 
     Raises:
         ValueError: fewer than 2 bins, or a quantile outside (0, 1); see also `PairNetwork`.
@@ -37,14 +37,15 @@ class CostToGo(PairNetwork):
         graph: CityGraph,
         *,
         bins: int = 48,
-        finest: float = 2e-3,
+        finest: float = 1e-2,
         most: float = 4.0,
         quantile: float | None = None,
+        inside: float = 0.0,
         **settings: Any,
     ) -> None:
         if bins < 2:
             raise ValueError(f"a distribution has at least 2 bins, not {bins}")
-        super().__init__(graph, bins, **settings)
+        super().__init__(graph, bins, inside=inside, **settings)
         self.quantile = _checked(quantile)
         steps = torch.linspace(0, math.log1p(most / finest), bins, dtype=torch.float64)
         self.register_buffer("support", (finest * torch.expm1(steps)).float(), persistent=False)
