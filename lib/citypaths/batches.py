@@ -11,6 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from citypaths.dataset import Dataset, Rows
+from citypaths.paths import Paths
 from citypaths.splits import PARTS
 
 IGNORE = -100
@@ -86,12 +87,17 @@ def _gather(tokens, start, length):
 
 def batch_of(rows: Rows, device: torch.device | str = "cpu") -> Batch:
     """Return all of `rows` as one Batch."""
-    tokens, offsets = _on_device(rows, device)
-    return pad(tokens, offsets, torch.arange(len(rows), device=device))
+    return batch_of_paths(rows.paths, device)
 
 
-def _on_device(rows: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    tokens, offsets = rows.paths.tokens, torch.from_numpy(rows.paths.offsets)
+def batch_of_paths(paths: Paths, device: torch.device | str = "cpu") -> Batch:
+    """Return paths, of at least two cities each, as one Batch; each asks for its own ends."""
+    tokens, offsets = _on_device(paths, device)
+    return pad(tokens, offsets, torch.arange(len(paths), device=device))
+
+
+def _on_device(paths: Paths, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    tokens, offsets = paths.tokens, torch.from_numpy(paths.offsets)
     short = torch.device(device).type in COMPILED_ON and tokens.max(initial=0) < 2**16
     ids = tokens.astype(np.uint16 if short else np.int32)  # CUDA indexes no uint16
     return torch.from_numpy(ids).to(device), offsets.to(device)
@@ -187,7 +193,7 @@ class Batches:
             self._pool = None
             shards = (self.dataset.shard(i) for i in pool)
             rows = Rows.concatenate([s.take(s.part == PARTS.index("train")) for s in shards])
-            self._pool = (pool, *_on_device(rows, self.device))
+            self._pool = (pool, *_on_device(rows.paths, self.device))
         return self._pool[1], self._pool[2]
 
     def _plan(self, offsets: Tensor, generator: np.random.Generator) -> list[np.ndarray]:

@@ -202,12 +202,12 @@ def test_a_late_resume_reads_no_earlier_pool(tiny_dataset, monkeypatch):
 def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
     """The torch way of gathering, made to run here, against the compiled way."""
     rows = tiny_dataset.rows("train")
-    tokens, offsets = batches_module._on_device(rows, "cpu")
+    tokens, offsets = batches_module._on_device(rows.paths, "cpu")
     some = torch.randperm(len(rows), generator=torch.manual_seed(0))[:200]
     assert tokens.dtype == torch.uint16
     compiled = batches_module.pad(tokens, offsets, some)
     monkeypatch.setattr(batches_module, "COMPILED_ON", ())
-    tokens, offsets = batches_module._on_device(rows, "cpu")
+    tokens, offsets = batches_module._on_device(rows.paths, "cpu")
     assert tokens.dtype == torch.int32
     assert_same_batch(batches_module.pad(tokens, offsets, some), compiled)
 

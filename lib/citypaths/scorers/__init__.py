@@ -3,6 +3,8 @@
 from citypaths.scorers.base import Scorer, Value
 from citypaths.scorers.energies import LOST, Doubt, Inconsistency
 from citypaths.scorers.exact import ExactValue, PathLength
+from citypaths.scorers.judge import Judge
+from citypaths.scorers.likelihood import Likelihood, Reverse, Sum
 from citypaths.scorers.reach import HopsToGo
 from citypaths.scorers.value import CostToGo
 
@@ -13,7 +15,11 @@ __all__ = [
     "ExactValue",
     "HopsToGo",
     "Inconsistency",
+    "Judge",
+    "Likelihood",
     "PathLength",
+    "Reverse",
     "Scorer",
+    "Sum",
     "Value",
 ]

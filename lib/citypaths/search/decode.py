@@ -116,8 +116,14 @@ def _in_batches(
     return Found(found, flops, lookups, np.zeros(len(found)), time.perf_counter() - began)
 
 
-def _rollout(model: PathModel, source, target, max_hops, *, moves, loops, noise):
+def _rollout(model: PathModel, source, target, max_hops, **options):
     """One path a query. Returns padded ids, lengths, model steps and look-ups, each by query."""
+    walked = _walk(model, source, target, max_hops, **options)
+    return tuple(x.cpu().numpy() for x in walked)
+
+
+def _walk(model: PathModel, source, target, max_hops, *, moves, loops, noise):
+    """See `_rollout`: tensors on the device."""
     out = source.new_full((len(source), max_hops + 1), -1)
     out[:, 0] = city = source
     state, alive = model.start(source, target, loops), source != target
@@ -138,8 +144,22 @@ def _rollout(model: PathModel, source, target, max_hops, *, moves, loops, noise)
         city = torch.where(alive, chosen, city)
         out[:, t] = torch.where(alive, chosen, -1)
         alive = alive & (city != target)
-    lengths = (out >= 0).sum(1)
-    return tuple(x.cpu().numpy() for x in (out, lengths, steps, lookups))
+    return out, (out >= 0).sum(1), steps, lookups
+
+
+def sampled_paths(
+    model: PathModel, source: Tensor, target: Tensor, max_hops: int
+) -> tuple[Tensor, Tensor]:
+    """Draw a path for each query [B] by torch's global random numbers, for use in training.
+
+    Returns ids [B, max_hops + 1], -1 after the end, and the numbers of cities [B], on the device.
+    """
+
+    def noise(logits: Tensor) -> Tensor:
+        return logits - torch.rand_like(logits).clamp_min(1e-20).log().neg().log()
+
+    options = {"moves": None, "loops": None, "noise": noise}
+    return _walk(model, source, target, max_hops, **options)[:2]
 
 
 def _beam(model: PathModel, source, target, max_hops, *, moves, loops, width):
