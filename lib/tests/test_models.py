@@ -70,6 +70,8 @@ FEEDBACK_GRID = [
     {"chunk": 3, "loops": 2, "expansion": 2},
 ]
 MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
+PLANNER_GRID = [{}, {"tied": True, "coordinates": "raw"}, {"endpoints": "prefix", "softmaxes": 3}]
+MODELS += [("planner", {"width": WIDTH} | options) for options in PLANNER_GRID]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
 

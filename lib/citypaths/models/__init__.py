@@ -4,6 +4,7 @@ from citypaths.models.base import Network, PathModel, build, register, registere
 from citypaths.models.feedback import FeedbackTransformer
 from citypaths.models.halting import ACT, PonderNet
 from citypaths.models.looped import LoopedTransformer, TopRecurrent
+from citypaths.models.planner import Planner
 from citypaths.models.rnn import RNN
 from citypaths.models.sequence import SequenceModel
 from citypaths.models.transformer import Transformer
@@ -15,6 +16,7 @@ __all__ = [
     "LoopedTransformer",
     "Network",
     "PathModel",
+    "Planner",
     "PonderNet",
     "SequenceModel",
     "TopRecurrent",

@@ -2,7 +2,7 @@
 
 from citypaths.scorers.base import Scorer, Value
 from citypaths.scorers.energies import LOST, Doubt, Inconsistency
-from citypaths.scorers.exact import ExactValue, PathLength
+from citypaths.scorers.exact import ExactValue, GreatCircle, PathLength
 from citypaths.scorers.judge import Judge
 from citypaths.scorers.likelihood import Likelihood, Reverse, Sum
 from citypaths.scorers.reach import HopsToGo
@@ -13,6 +13,7 @@ __all__ = [
     "CostToGo",
     "Doubt",
     "ExactValue",
+    "GreatCircle",
     "HopsToGo",
     "Inconsistency",
     "Judge",

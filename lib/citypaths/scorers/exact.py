@@ -1,4 +1,4 @@
-"""Exact scorers: the checker's verdict on a path, and the true kilometres to go."""
+"""Exact scorers: the checker's verdict on a path, the true kilometres to go, and a lower bound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from citypaths.graph import CityGraph
+from citypaths.graph import CityGraph, unit_sphere
+from citypaths.models.planner import arc_km
 from citypaths.paths import Paths
 from citypaths.shortest_paths import shortest_path_trees
 
@@ -57,3 +58,18 @@ class ExactValue:
     def togo(self, city: Tensor, target: Tensor) -> Tensor:
         """See `Value.togo`."""
         return self.km[self.row[target], city]
+
+
+class GreatCircle:
+    """Great-circle km to go: free in every regime, never too much, and nowhere infinite."""
+
+    flops_per_call = 0
+
+    def __init__(self, graph: CityGraph, device: torch.device | str = "cpu") -> None:
+        """Keep the cities' places on `device`."""
+        self.sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon)).to(device)
+        self.device = self.sphere.device
+
+    def togo(self, city: Tensor, target: Tensor) -> Tensor:
+        """See `Value.togo`."""
+        return arc_km(self.sphere, city, target)

@@ -7,16 +7,23 @@ from citypaths.search.budget import Budget
 from citypaths.search.decode import Moves, beam, greedy, sample
 from citypaths.search.evolution import evolve, generations_of
 from citypaths.search.heuristic import a_star
+from citypaths.search.lookahead import beam_with_value, lookahead
 from citypaths.search.parts import Interrupted, in_parts
 from citypaths.search.stochastic import stochastic_beam
+from citypaths.search.tree import mcts
+from citypaths.search.worlds import LatentWorld, MapWorld, World
 
 __all__ = [
     "Attempts",
     "Budget",
     "Interrupted",
+    "LatentWorld",
+    "MapWorld",
     "Moves",
+    "World",
     "a_star",
     "beam",
+    "beam_with_value",
     "best_of",
     "blind",
     "draw",
@@ -25,6 +32,8 @@ __all__ = [
     "generations_of",
     "greedy",
     "in_parts",
+    "lookahead",
+    "mcts",
     "sample",
     "scored",
     "stitch",
