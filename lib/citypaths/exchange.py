@@ -1,23 +1,122 @@
-"""The exchange rate: how many times larger a model must be to match a small one that searches."""
+"""The exchange rate: how many times larger must a model be to match a small one that searches?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from citypaths import search
 from citypaths.dataset import Dataset
-from citypaths.lab import arm_settings, train_arm
+from citypaths.lab import Queries, arm_settings, train_arm
 from citypaths.recurrence import Arm, budgeted
+from citypaths.scorers import PathLength
+from citypaths.scoring import Scored, score
 from citypaths.sizes import Size
 from citypaths.train import Trained
+
+SLICE = 50  # queries searched together
+SUFFIX = ", equal training"
+
+
+def widths(size: Size) -> tuple[int, ...]:
+    """Return the widths of the ladder: from a quarter of the size's to four times it."""
+    return tuple(size.width * 2**i // 4 for i in range(5))
 
 
 def train_rung(size: Size, dataset: Dataset, width: int, seed: int) -> Trained:
     """Train (or load) a GRU of a width at the training FLOPs that notebook 04's arms spend.
 
-    The two widths that notebook 04 trains are its `gru` and `gru-wide`, and are trained once; wide
-    ones take half the learning rate, as there.
+    The two widths that notebook 04 trains are its `gru` and `gru-wide`, and are trained once. Wide
+    ones take a learning rate lower in proportion, as there.
     """
     same = {size.width: "gru", 2 * size.width: "gru-wide"}
-    rate = 1.0 if width <= size.width else 0.5
-    arm = Arm("rnn", arm_settings(f"gru-{width}"), rate=rate)
+    arm = Arm("rnn", arm_settings(f"gru-{width}"), rate=min(1.0, size.width / width))
     recipe = budgeted(size, dataset.graph, arm, seed)
     label = same.get(width, f"gru-{width}-budget")
     return train_arm(size, dataset, label, recipe, dict(arm.settings), None)
+
+
+def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) -> list[Scored]:
+    """Score every rung and seed alone (greedy) and with search, closed-book and checked."""
+    scored = []
+    for seed, width in product(seeds, widths(size)):
+        trained = train_rung(size, dataset, width, seed)
+        names = {"model": f"gru-{width}{SUFFIX}", "seed": seed}
+        names |= {"parameters": trained.model.parameters_count}
+        names |= {"training_flops": trained.training_flops}
+        scored += _searched(queries, trained, names)
+    return scored
+
+
+def _searched(queries: Queries, trained: Trained, names: Mapping[str, Any]) -> list[Scored]:
+    model, rows, check = trained.model.eval(), [], {"checked_by": queries.graph}
+    best = {"scorer": PathLength(queries.graph), "seed": names["seed"]} | check
+    tries: list[tuple[str, Any, int, dict[str, Any]]] = [("greedy", search.greedy, 1, {})]
+    tries += [(f"beam {n}", search.beam, n, {"width": n}) for n in (2, 4, 8, 16)]
+    tries += [("greedy, checked", search.greedy, 1, check)]
+    tries += [(f"beam {n}, checked", search.beam, n, {"width": n} | check) for n in (4, 16)]
+    tries += [(f"best of {n}, checked", search.best_of, n, {"n": n} | best) for n in (4, 16)]
+    for method, call, budget, options in tries:
+        run = partial(_call, call, model, queries.max_hops, options)
+        ids = (queries.rows.source, queries.rows.target)
+        found = search.in_parts(run, *ids, part=SLICE, name=f"{names['model']}, {method}")
+        regime = "checked" if "checked_by" in options else "closed_book"
+        each = {"method": method, "regime": regime, "budget": budget}
+        rows.append(score(queries, found, **names, **each))
+    return rows
+
+
+def _call(method: Any, model: Any, most: int, options: dict[str, Any], source, target):
+    return method(model, source, target, most, **options)
+
+
+def gaps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how a smaller model that searches compares with each larger one alone, by regime.
+
+    The smaller spends, in each seed, no more inference FLOPs a query than the larger's greedy
+    decoding does; of the searches within them it takes the one that is best on average. Columns:
+    regime, small, large, times (larger in parameters), method, gap (in success, mean over seeds),
+    low and high (95 % t interval over seeds; missing for one seed).
+
+    Args:
+        rows: ledger rows of `climb`, one or more seeds.
+    """
+    rows = rows[rows["model"].str.endswith(SUFFIX)]
+    size_of = rows.groupby("model")["parameters"].first().sort_values()
+    alone = rows[rows["method"] == "greedy"].set_index(["model", "seed"])
+    table = []
+    for small, large in product(size_of.index, size_of.index):
+        if size_of[small] >= size_of[large]:
+            continue
+        limit = alone.loc[large]["inference_flops"]
+        own = rows[rows["model"] == small]
+        within = own.groupby("method").filter(
+            lambda part, limit=limit: (part.set_index("seed")["inference_flops"] <= limit).all()
+        )
+        for regime, part in within.groupby("regime"):
+            method = part.groupby("method")["success"].mean().idxmax()
+            each = part[part["method"] == method].set_index("seed")["success"]
+            gap = (each - alone.loc[large]["success"]).to_numpy()
+            half = np.nan
+            if len(gap) > 1:
+                half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
+            row = {"regime": regime, "small": small, "large": large, "method": method}
+            row |= {"times": size_of[large] / size_of[small], "gap": gap.mean()}
+            table.append(row | {"low": gap.mean() - half, "high": gap.mean() + half})
+    return pd.DataFrame(table)
+
+
+def matched(table: pd.DataFrame) -> pd.DataFrame:
+    """Return of `gaps` the largest ratio at which the smaller model is no worse, by regime.
+
+    No worse: the lower end of the interval is at least 0, or the gap itself for one seed.
+    """
+    fine = table[table["low"].fillna(table["gap"]) >= 0]
+    best = fine.sort_values("times").groupby("regime").tail(1)
+    return best.set_index("regime")[["small", "large", "times", "method", "gap", "low", "high"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,15 +182,27 @@ def train_arm(
     evaluate: Evaluate | None = None,
     name: str = "rnn",
 ) -> Trained:
-    """Train (or load) one arm under a folder named after everything that decides its outcome.
+    """Train (or load) one arm in its `arm_folder`.
 
     `name` is the model's in `citypaths.models`. How many processes train decides nothing.
     """
+    folder = arm_folder(size, dataset, label, settings, model_settings, name)
+    return train(name, dataset, folder, settings, model_settings, evaluate, device())
+
+
+def arm_folder(
+    size: Size,
+    dataset: Dataset,
+    label: str,
+    settings: TrainSettings,
+    model_settings: dict[str, Any],
+    name: str = "rnn",
+) -> Path:
+    """Return the folder of a trained arm, named after everything that decides its outcome."""
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
     decides = {"model": model_settings, "train": trained, "data": dataset.recipe.to_json()}
     decides |= {} if name == "rnn" else {"name": name}
-    folder = size.folder / "models" / f"{label}-seed{settings.seed}-{digest(decides)}"
-    return train(name, dataset, folder, settings, model_settings, evaluate, device())
+    return size.folder / "models" / f"{label}-seed{settings.seed}-{digest(decides)}"
 
 
 def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:

@@ -51,19 +51,32 @@ def tree_table(
         trained: the arm's model. value: a `CostToGo`. planner: a `Planner`.
     """
     rows = map_rows(queries, arm, trained, simulations)
+    rows += map_rows(queries, arm, trained, simulations, value)
     return rows + [value_row(queries, value)] + latent_rows(queries, planner, simulations)
 
 
 def map_rows(
-    queries: Queries, arm: str, trained: Trained, simulations: Sequence[int] = SIMULATIONS
+    queries: Queries,
+    arm: str,
+    trained: Trained,
+    simulations: Sequence[int] = SIMULATIONS,
+    value: Trained | None = None,
 ) -> list[Scored]:
-    """Score `mcts` on the open map with a model as its policy and the great circle as its value."""
+    """Score `mcts` on the open map: a model's policy, and the great circle or a median of a value.
+
+    Args:
+        value: a `CostToGo`; None is the great circle.
+    """
     model = trained.model.eval()
-    value = GreatCircle(queries.graph, device_of(model))
-    world = search.MapWorld(queries.graph, model, value)
+    togo = GreatCircle(queries.graph, device_of(model)) if value is None else value.model.at(0.5)
+    world = search.MapWorld(queries.graph, model, togo)
     names = _names(arm, trained, "open_map")
+    if value is not None:
+        names["training_flops"] += value.training_flops
+        names["parameters"] += value.model.parameters_count
+    title = "tree search {}" if value is None else "tree search {}, learned value"
     return [
-        _row(queries, search.mcts, world, f"tree search {n}", names, n, simulations=n)
+        _row(queries, search.mcts, world, title.format(n), names, n, simulations=n)
         for n in simulations
     ]
 

@@ -1,4 +1,4 @@
-"""Search at test time, scored: what each regime buys, best of N, and learned heuristics."""
+"""Search at test time, scored: what each regime buys, and learned heuristics."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from citypaths import search
 from citypaths.dataset import Dataset
 from citypaths.floors import Found
 from citypaths.lab import Queries, train_arm
-from citypaths.scorers import PathLength
+from citypaths.scorers import Likelihood, PathLength, Sum
 from citypaths.scoring import Scored, score
 from citypaths.sizes import Size
 from citypaths.train import Trained, TrainSettings
 
 QUANTILES = (None, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
 SLICE = 50  # queries searched together
+VALUE_TOKENS = 4096
+VALUE = {"finest": 0.01, "inside": 0.0}
 
 
 def train_value(size: Size, dataset: Dataset, seed: int) -> Trained:
     """Train (or load) the distribution of kilometres to go, `citypaths.scorers.CostToGo`."""
-    recipe = TrainSettings(
-        size.steps, 2 * size.batch_tokens, learning_rate=1e-2, seed=seed, evaluations=1
-    )
-    return train_arm(size, dataset, "value", recipe, {}, None, "value")
+    length = (5 * size.steps // 2, VALUE_TOKENS, size.learning_rate)
+    recipe = TrainSettings(*length, seed=seed, evaluations=1)
+    return train_arm(size, dataset, "value", recipe, VALUE, None, "value")
 
 
 def _scored(
@@ -41,13 +41,21 @@ def _scored(
 
 
 def search_table(
-    queries: Queries, arm: str, trained: Trained, seed: int, ns: Sequence[int]
+    queries: Queries,
+    arm: str,
+    trained: Trained,
+    seed: int,
+    ns: Sequence[int],
+    reverse: Trained,
 ) -> list[Scored]:
     """Score a model by decoder and by how many attempts it may check.
 
-    Closed-book: greedy, beam, stochastic beam. Checked: the same, best of N by exact length,
-    stitched attempts, and evolution by exact length.
+    Closed-book: greedy, beam, stochastic beam, and the last of `ns` attempts kept by own
+    likelihood, without and with that of a `reverse` model. Checked: the decoders, best of N by
+    exact length, stitched attempts, and evolution by exact length.
     """
+    own = Likelihood(trained.model)
+    both = Sum(own, reverse.model.eval())
     model, verify, most = trained.model.eval(), PathLength(queries.graph), queries.max_hops
     check: dict[str, Any] = {"checked_by": queries.graph}
     shared = {"model": arm, "parameters": trained.model.parameters_count}
@@ -64,6 +72,8 @@ def search_table(
         row("greedy", search.greedy),
         row("beam 8", search.beam, 8, width=8),
         row("stochastic beam 8", search.stochastic_beam, 8, width=8),
+        row(f"best of {ns[-1]}, own", search.best_of, ns[-1], n=ns[-1], scorer=own),
+        row(f"best of {ns[-1]}, own + reverse", search.best_of, ns[-1], n=ns[-1], scorer=both),
         row("greedy, checked", search.greedy, **check),
         row("beam 8, checked", search.beam, 8, width=8, **check),
     ]
@@ -97,16 +107,19 @@ def _blind(queries: Queries, walks: int, source, target, seed: int) -> Found:
 def a_star_rows(
     queries: Queries, trained: Trained, quantiles: Iterable[float | None]
 ) -> list[Scored]:
-    """Score A* with the great circle, weighted by 1.05 too, and with learned kilometres to go."""
+    """Score A* with the great circle, weighted by 1.05 too, and with learned kilometres to go.
+
+    No city is expanded twice, whichever heuristic: a shorter way found late is not followed.
+    """
     source, target, rows = queries.rows.source, queries.rows.target, []
     for name, weight in (("A*", 1.0), ("weighted A* (1.05)", 1.05)):
-        found = search.a_star(queries.graph, source, target, weight=weight)
+        found = search.a_star(queries.graph, source, target, weight=weight, reopen=False)
         rows.append(score(queries, found, method=name, model="none", regime="open_map"))
     names = {"model": "value", "parameters": trained.model.parameters_count}
     names |= {"training_flops": trained.training_flops, "regime": "open_map"}
     for quantile in quantiles:
         value = trained.model.eval().at(quantile)
-        found = search.a_star(queries.graph, source, target, value=value)
+        found = search.a_star(queries.graph, source, target, value=value, reopen=False)
         method = "A*, learned mean" if quantile is None else f"A*, learned quantile {quantile:g}"
         rows.append(score(queries, found, method=method, **names))
     return rows
@@ -131,30 +144,3 @@ def safest(scored: Iterable[Scored], ratio: float) -> str:
     table = heuristics(s for s in scored if s.row["model"] == "value")
     near = table[table["ratio"] <= ratio]
     return str((near if len(near) else table.nsmallest(1, "ratio"))["expansions"].idxmin())
-
-
-def best_of_curve(
-    queries: Queries, trained: Trained, most: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the success of the best of N closed-book attempts, for N from 1 to `most`.
-
-    Two frames [queries, N]: judged by the exact length, and by the model's own likelihood. Each
-    entry is a mean over all subsets of the attempts drawn.
-    """
-    model, verify = trained.model.eval(), PathLength(queries.graph)
-    ns = 2 ** np.arange(int(np.log2(most)) + 1)
-    curves: tuple[list, list] = ([], [])
-    for first in range(0, len(queries), SLICE):
-        part = queries.take(np.arange(first, min(first + SLICE, len(queries))))
-        rows = part.rows
-        drawn = search.draw(
-            model, rows.source, rows.target, queries.max_hops, most, seed=seed + first
-        )
-        km = verify.score(rows.source[drawn.query], rows.target[drawn.query], drawn.paths)
-        good = (km <= 1.05 * rows.km[drawn.query]).astype(float)
-        arrived = np.array([p[-1] for p in drawn.paths]) == rows.target[drawn.query]
-        likely = np.where(arrived, -drawn.log_p, np.inf)
-        for curve, energies in zip(curves, (km, likely), strict=True):
-            curve.append(search.expected_best(drawn, energies, good, ns))
-    exact, own = (pd.DataFrame(np.concatenate(curve), columns=ns) for curve in curves)
-    return exact, own

@@ -45,6 +45,8 @@ def test_every_row_says_what_it_is(table, trained):
     assert {name: (row["model"], row["regime"], row["budget"]) for name, row in rows.items()} == {
         "tree search 1": ("gru-24", "open_map", 1),
         "tree search 8": ("gru-24", "open_map", 8),
+        "tree search 1, learned value": ("gru-24", "open_map", 1),
+        "tree search 8, learned value": ("gru-24", "open_map", 8),
         "beam 16 by value": ("value", "open_map", 16),
         "greedy": ("planner", "closed_book", 1),
         "beam 8": ("planner", "closed_book", 8),
@@ -53,11 +55,12 @@ def test_every_row_says_what_it_is(table, trained):
         "latent tree search 8": ("planner", "closed_book", 8),
     }
     names = {"gru-24": "rnn", "value": "value", "planner": "planner"}
-    for row in rows.values():
-        network = trained[names[row["model"]]]
+    for method, row in rows.items():
+        networks = [trained[names[row["model"]]]]
+        networks += [trained["value"]] if method.endswith("learned value") else []
         assert set(row) <= set(COLUMNS) and row["inference_flops"] > 0
-        assert row["parameters"] == network.model.parameters_count
-        assert row["training_flops"] == network.training_flops
+        assert row["parameters"] == sum(n.model.parameters_count for n in networks)
+        assert row["training_flops"] == sum(n.training_flops for n in networks)
         on_map = row["regime"] == "open_map"
         assert (row["lookups"] > 0) == (row["expansions"] > 0) == on_map
 

@@ -1,0 +1,191 @@
+"""Verifiers: how well does a scorer pick the good one among a model's own attempts?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from citypaths import search
+from citypaths.dataset import Dataset
+from citypaths.files import data_dir
+from citypaths.lab import Queries, arm_folder, arm_settings, train_arm
+from citypaths.models import PathModel
+from citypaths.paths import Paths
+from citypaths.scorers import LOST, Doubt, Inconsistency, Likelihood, PathLength, Scorer, Sum
+from citypaths.sizes import Size
+from citypaths.train import Trained, TrainSettings
+
+JUDGE_STEPS, JUDGE_TOKENS = 200, 2048  # at most: every step draws attempts anew
+SLICE = 20  # queries whose attempts are drawn together
+WEIGHTS = (0.1, 0.3, 1.0, 3.0)  # of a judge beside the likelihood; chosen on validation queries
+CONTROLS: dict[str, dict[str, Any]] = {
+    "cities": {},
+    "whole path": {"kind": "whole"},
+    "whole path, blind": {"kind": "whole", "blind": True},
+    "whole path, shuffled": {"kind": "whole", "shuffled": True},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """Closed-book attempts at queries, judged exactly: what verifiers are measured on.
+
+    Attributes:
+        drawn: the attempts. source, target: int64 [A], of each. km: float64 [A], infinite unless
+            the attempt arrives by edges. good: bool [A], success. arrived: bool [A].
+    """
+
+    queries: Queries
+    drawn: search.Attempts
+    source: np.ndarray
+    target: np.ndarray
+    km: np.ndarray
+    good: np.ndarray
+    arrived: np.ndarray
+
+    @classmethod
+    def of(
+        cls, queries: Queries, model: PathModel, n: int, seed: int, temperature: float = 1.0
+    ) -> Tried:
+        """Draw `n` attempts at each query, and judge them."""
+        parts = []
+        starts = range(0, len(queries), SLICE)
+        for first in tqdm(starts, desc=f"{n:,} attempts a query", unit="slice", leave=False):
+            rows = queries.rows.take(np.arange(first, min(first + SLICE, len(queries))))
+            ids, options = (rows.source, rows.target), {"temperature": temperature}
+            options["seed"] = seed + first
+            parts.append(search.draw(model, *ids, queries.max_hops, n, **options))
+        drawn = _joined(parts)
+        source, target = (x[drawn.query] for x in (queries.rows.source, queries.rows.target))
+        km = PathLength(queries.graph).score(source, target, drawn.paths)
+        good = km <= 1.05 * queries.rows.km[drawn.query]
+        last = drawn.paths.tokens[drawn.paths.offsets[1:] - 1]
+        return cls(queries, drawn, source, target, km, good, last == target)
+
+    def energies(self, scorer: Scorer) -> np.ndarray:
+        """Return the energy of every attempt, [A]."""
+        return scorer.score(self.source, self.target, self.drawn.paths)
+
+    @cached_property
+    def likelihood(self) -> np.ndarray:
+        """Minus the log-probability of each attempt that arrived, else `LOST`: free of charge."""
+        return np.where(self.arrived, -self.drawn.log_p, LOST)
+
+    def curve(self, energies: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
+        """Return the success of the best of N by energy, [queries, N], a mean over all subsets."""
+        good = self.good.astype(float)
+        return pd.DataFrame(search.expected_best(self.drawn, energies, good, ns), columns=list(ns))
+
+    def roc(self, energies: np.ndarray) -> pd.DataFrame:
+        """Return the ROC over attempts that arrived, as often as drawn: columns false and true."""
+        some = self.arrived
+        energy, good, count = energies[some], self.good[some], self.drawn.count[some]
+        order = np.argsort(energy, kind="stable")
+        last = np.append(np.diff(energy[order]) > 0, True) if some.any() else []
+        taken = {"false": count * ~good, "true": count * good}
+        sums = {name: np.cumsum(x[order])[last] / max(1, x.sum()) for name, x in taken.items()}
+        return pd.DataFrame({name: np.append(0.0, x) for name, x in sums.items()})
+
+    def auc(self, energies: np.ndarray) -> float:
+        """Return the area under the ROC: how often a good attempt has less energy than a bad."""
+        roc = self.roc(energies)
+        return float(np.trapezoid(roc["true"], roc["false"]))
+
+    def reliability(self, energies: np.ndarray, bins: int = 10) -> pd.DataFrame:
+        """Return predicted exp(-energy) and observed success by equally filled bins of attempts."""
+        frame = pd.DataFrame({"predicted": np.exp(-energies), "observed": self.good})
+        frame = frame[self.arrived].assign(attempts=self.drawn.count[self.arrived])
+        rank = frame.sort_values("predicted")["attempts"].cumsum() / frame["attempts"].sum()
+        group = np.ceil(rank * bins).clip(1, bins).rename("bin")
+        weighed = frame[["predicted", "observed"]].mul(frame["attempts"], axis=0)
+        sums = weighed.assign(attempts=frame["attempts"]).groupby(group).sum()
+        means = sums[["predicted", "observed"]].div(sums["attempts"], axis=0)
+        return means.assign(attempts=sums["attempts"].astype(int))
+
+
+def calibration_error(reliability: pd.DataFrame) -> float:
+    """Return the expected calibration error of a reliability table (Guo et al. 2017)."""
+    gap = (reliability["predicted"] - reliability["observed"]).abs()
+    return float((gap * reliability["attempts"]).sum() / reliability["attempts"].sum())
+
+
+def _joined(parts: Sequence[search.Attempts]) -> search.Attempts:
+    """Attempts at several slices of queries as one."""
+    starts = np.cumsum([0, *(len(p.flops) for p in parts)])
+    query = [p.query + start for p, start in zip(parts, starts, strict=False)]
+    paths = Paths.concatenate([p.paths for p in parts])
+    each = (np.concatenate([getattr(p, name) for p in parts]) for name in ("count", "log_p"))
+    hops = np.zeros((0, 3), np.int64)
+    costs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("flops", "lookups"))
+    seconds = sum(p.seconds for p in parts)
+    return search.Attempts(paths, np.concatenate(query), *each, hops, *costs, seconds)
+
+
+def train_reverse(size: Size, dataset: Dataset, arm: str, seed: int) -> Trained:
+    """Train (or load) a model like the arm that walks from the target back to the source."""
+    recipe = TrainSettings(
+        size.steps, size.batch_tokens, size.learning_rate, seed=seed, evaluations=1
+    )
+    label = f"reverse-{arm}"
+    return train_arm(size, dataset, label, recipe, arm_settings(arm), None, "reverse")
+
+
+def train_judges(
+    size: Size, dataset: Dataset, arm: str, recipe: TrainSettings, names: Iterable[str]
+) -> dict[str, Trained]:
+    """Train (or load) judges of the attempts of an arm that was trained by `recipe`.
+
+    `names` are keys of `CONTROLS`: judges of cities and of whole paths, the latter with their
+    shortcut controls, which hide the query or the order of the cities.
+    """
+    folder = arm_folder(size, dataset, arm, recipe, arm_settings(arm))
+    base = {"generator": folder.relative_to(data_dir()).as_posix(), "attempts": 2}
+    length = (min(JUDGE_STEPS, size.steps // 2), JUDGE_TOKENS, size.learning_rate)
+    short = TrainSettings(*length, seed=recipe.seed, evaluations=1)
+    return {
+        name: train_arm(
+            size, dataset, f"judge-{name.replace(', ', '-').replace(' ', '-')}", short,
+            base | CONTROLS[name], None, "judge",
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def verifiers(
+    graph: Any, own: PathModel, judges: Mapping[str, Trained], reverse: Trained, value: Trained,
+    reach: Trained | None = None,
+) -> dict[str, Scorer]:  # fmt: skip
+    """Return the scorers to compare by name, the exact length first."""
+    back, likelihood = reverse.model.eval(), Likelihood(own)
+    found: dict[str, Scorer] = {"exact length": PathLength(graph), "own likelihood": likelihood}
+    found |= {"reverse model": back, "own + reverse": Sum(likelihood, back)}
+    found |= {name: trained.model.eval() for name, trained in judges.items()}
+    found["detour by value"] = Inconsistency(value.model.eval(), graph)
+    if reach is not None:
+        found["doubt by reach"] = Doubt(reach.model.eval())
+    return found
+
+
+def weigh(tried: Tried, energies: np.ndarray, n: int) -> float:
+    """Return the weight of a scorer beside the likelihood under which the best of N is best."""
+    rates = {w: tried.curve(tried.likelihood + w * energies, [n]).mean()[n] for w in WEIGHTS}
+    return max(rates, key=lambda w: rates[w])
+
+
+def verifier_table(
+    tried: Tried, energies: Mapping[str, np.ndarray], scorers: Mapping[str, Scorer],
+    ns: Sequence[int],
+) -> pd.DataFrame:  # fmt: skip
+    """Return one row a verifier: AUC, success of the best of each N, operations a path."""
+    table = {}
+    for name, energy in energies.items():
+        rates = tried.curve(energy, ns).mean().add_prefix("best of ")
+        flops = scorers[name].flops(tried.drawn.paths).mean() if name in scorers else np.nan
+        table[name] = {"AUC": tried.auc(energy), **rates, "FLOPs a path": flops}
+    return pd.DataFrame(table).T
