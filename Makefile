@@ -72,6 +72,7 @@ $(RUN)/02-shortest-path-dataset.ipynb: $(RUN)/01-city-dag.ipynb
 $(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/04-test-time-recurrence.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/05-search.ipynb: $(RUN)/03-rnn-baselines.ipynb
+$(RUN)/06-iterative-refinement.ipynb: $(RUN)/03-rnn-baselines.ipynb
 
 # The environment: conda or mamba where there is one (CITYPATHS_VENV=pip: not even then), else venv
 # and pip. An existing .venv is kept and updated by whichever made it.

@@ -23,7 +23,7 @@ from citypaths.train import Trained, TrainSettings
 
 JUDGE_STEPS, JUDGE_TOKENS = 200, 2048  # at most: every step draws attempts anew
 SLICE = 20  # queries whose attempts are drawn together
-WEIGHTS = (0.1, 0.3, 1.0, 3.0)  # of a judge beside the likelihood; chosen on validation queries
+WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of a scorer beside another; chosen on validation queries
 CONTROLS: dict[str, dict[str, Any]] = {
     "cities": {},
     "whole path": {"kind": "whole"},
@@ -172,9 +172,13 @@ def verifiers(
     return found
 
 
-def weigh(tried: Tried, energies: np.ndarray, n: int) -> float:
-    """Return the weight of a scorer beside the likelihood under which the best of N is best."""
-    rates = {w: tried.curve(tried.likelihood + w * energies, [n]).mean()[n] for w in WEIGHTS}
+def weigh(tried: Tried, base: np.ndarray, energies: np.ndarray, n: int) -> float:
+    """Return the weight of energies beside others under which the best of N is best.
+
+    One of `WEIGHTS`, in units of the ratio of the two spreads over attempts that arrived.
+    """
+    unit = base[tried.arrived].std() / max(1e-9, energies[tried.arrived].std())
+    rates = {w * unit: tried.curve(base + w * unit * energies, [n]).mean()[n] for w in WEIGHTS}
     return max(rates, key=lambda w: rates[w])
 
 

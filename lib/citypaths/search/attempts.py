@@ -179,7 +179,8 @@ class _Drawing:
         """Look up the hops from rows `at` to cities `to`, but for queries that cannot pay."""
         cities = self.model.cities
         keys = torch.unique((self.query[at] * cities + self.out[at, -1]) * cities + to)
-        new = keys[~torch.isin(keys, self.known)]
+        known = torch.cat([self.known.sort().values, keys.new_full((1,), -1)])
+        new = keys[known[torch.searchsorted(known[:-1], keys)] != keys]
         have = self._tally(self.known // cities**2) + self._tally(new // cities**2)
         self.broke |= have > self.budget.lookups
         self.known = torch.cat([self.known, new[~self.broke[new // cities**2]]])
