@@ -291,7 +291,22 @@ def search_table(size: str) -> str:
     rows = rows[rows["run"] == f"05-search-{size}-seed0"]
     if rows.empty:
         return f"No run of `05-search` is recorded at size {size}."
-    return table(rows)
+    ladder = rows["model"].str.endswith(", equal training")
+    curve = rows["method"].str.contains(r"^best of \d+ by ")
+    return table(rows[~ladder & ~curve])
+
+
+def best_of_curves(rows: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
+    """Return success of the best of N by hops and verifier, a Series by N, from ledger rows."""
+    rows = rows[rows["method"].astype(str).str.match(r"best of \d+ by ")]
+    rows = rows[rows["split"].str.endswith(" hops")]
+    group = rows["split"].str.extract(r", (.*) hops$")[0]
+    verifier = rows["method"].str.extract(r" by (.*)$")[0]
+    curves: dict[str, dict[str, pd.Series]] = {}
+    for (hops, name), part in rows.groupby([group, verifier], sort=False):
+        curves.setdefault(str(hops), {})[str(name)] = part.set_index("budget")["success"]
+    ordered = sorted(curves, key=lambda hops: int(hops.split("-")[0]))
+    return {hops: curves[hops] for hops in ordered}
 
 
 def _recurrence(size: str, split: str = "uncontained") -> pd.DataFrame:

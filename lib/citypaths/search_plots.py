@@ -1,4 +1,4 @@
-"""Figures of search: success against what is spent, and best-of-N curves."""
+"""Figures of search: success against what is spent, verifiers, and the ladder of sizes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from citypaths.plots import FAMILY, INK, RED, plain_log_ticks
+from citypaths.plots import FAINT, FAMILY, INK, plain_log_ticks
+from citypaths.results import quantity
+from citypaths.verifying import EXACT, OWN, Tried, powers
 
 REGIME = {"closed_book": INK, "checked": FAMILY["gru"], "open_map": FAMILY["floor"]}
 
@@ -37,24 +40,83 @@ def against_spending(rows: Sequence[Mapping[str, Any]], ax: Axes) -> None:
     ax.legend(loc="lower right")
 
 
-def best_of_curves(exact: pd.DataFrame, own: pd.DataFrame, groups: pd.Categorical) -> Figure:
-    """Draw success of the best of N against N: both verifiers, and own likelihood by `groups`.
+HUES = {EXACT: FAMILY["shortest"], OWN: INK}
+
+
+def _hues(names: Sequence[str]) -> dict[str, Any]:
+    """A colour a verifier: its own, or the next of a palette."""
+    others = [name for name in names if name not in HUES]
+    return HUES | dict(zip(others, sns.color_palette("deep", len(others)), strict=True))
+
+
+def verifiers(tried: Tried, energies: Mapping[str, np.ndarray], likely: Sequence[str]) -> Figure:
+    """Draw verifiers: success of the best of N, ROC, and reliability of the `likely` ones."""
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    hues, ns = _hues(list(energies)), powers(int(tried.drawn.count.sum() / len(tried.queries)))
+    for name, energy in energies.items():
+        curve = tried.curve(energy, ns)
+        mean, error = curve.mean(), 1.96 * curve.std() / np.sqrt(len(curve))
+        axes[0].plot(ns, mean, "o-", ms=3, color=hues[name], label=name)
+        axes[0].fill_between(ns, mean - error, mean + error, color=hues[name], alpha=0.1, lw=0)
+        roc = tried.roc(energy)
+        if name != EXACT:
+            axes[1].plot(roc["false"], roc["true"], color=hues[name], lw=1.5)
+    for name in likely:
+        bins = tried.reliability(energies[name])
+        axes[2].plot(bins["predicted"], bins["observed"], "o-", ms=4, color=hues[name], label=name)
+    axes[2].plot([0, 1], [0, 1], ls="--", color=FAINT, lw=1)
+    axes[1].plot([0, 1], [0, 1], ls="--", color=FAINT, lw=1)
+    axes[0].set(xscale="log", xlabel="attempts (N)", ylabel="success of the best of N", ylim=(0, 1))
+    plain_log_ticks(axes[0], ns[::2])
+    axes[1].set(xlabel="bad attempts passed", ylabel="good attempts passed")
+    axes[2].set(xlabel="probability given to the attempt", ylabel="share that succeed")
+    axes[2].legend(fontsize=9, loc="lower right")
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9
+    )
+    return fig
+
+
+def by_groups(curves: Mapping[str, Mapping[str, pd.Series]], unit: str) -> Figure:
+    """Draw success of the best of N against N, a panel a group of queries, a line a verifier.
 
     Args:
-        exact, own: success [queries, N], a column an N. groups: of the queries, such as hops.
+        curves: by group and verifier, a Series with the N as its index. unit: of the groups.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
-    for frame, hue, name in ((exact, FAMILY["shortest"], "exact length"), (own, RED, "likelihood")):
-        mean, error = frame.mean(), 1.96 * frame.std() / np.sqrt(len(frame))
-        axes[0].plot(frame.columns, mean, "o-", ms=4, color=hue, label=name)
-        axes[0].fill_between(frame.columns, mean - error, mean + error, color=hue, alpha=0.15, lw=0)
-    shades = np.linspace(0.3, 1, len(groups.categories))
-    for shade, (name, frame) in zip(shades, own.groupby(groups, observed=True), strict=False):
-        label = f"{name} hops (n={len(frame):,})"
-        axes[1].plot(frame.columns, frame.mean(), "o-", ms=4, color=RED, alpha=shade, label=label)
-    for ax in axes:
+    size = {"figsize": (3.1 * len(curves), 3.6), "layout": "constrained", "sharey": True}
+    fig, axes = plt.subplots(1, len(curves), squeeze=False, **size)
+    hues = _hues(list(dict.fromkeys(name for lines in curves.values() for name in lines)))
+    for ax, (group, lines) in zip(axes[0], curves.items(), strict=True):
+        for name, line in lines.items():
+            ax.plot(line.index, line, "o-", ms=4, color=hues[name], label=name)
         ax.set(xscale="log", xlabel="attempts (N)", ylim=(0, 1.03))
-        plain_log_ticks(ax, list(exact.columns))
-        ax.legend(fontsize=9)
-    axes[0].set_ylabel("success of the best of N")
+        ax.set_title(f"{group} {unit}")
+        plain_log_ticks(ax, list(line.index)[::2])
+    axes[0, 0].set_ylabel("success of the best of N")
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=len(handles[0]), fontsize=9)
     return fig
+
+
+def ladder(rows: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """Draw success against inference FLOPs for each rung, closed-book and checked.
+
+    A rung's line joins its methods by cost, seeds averaged; stars are greedy decoding alone.
+    """
+    sizes = rows.groupby("model")["parameters"].first().sort_values()
+    hues = dict(zip(sizes.index, sns.color_palette("viridis_r", len(sizes)), strict=True))
+    alone = rows[rows["method"] == "greedy"].groupby("model")[["inference_flops", "success"]].mean()
+    for ax, regime in zip(axes, ("closed_book", "checked"), strict=True):
+        for name, hue in hues.items():
+            part = rows[(rows["model"] == name) & (rows["regime"] == regime)]
+            seeds = part.groupby("method")[["inference_flops", "success"]].agg(["mean", "std"])
+            seeds = seeds.sort_values(("inference_flops", "mean"))
+            x, y = seeds[("inference_flops", "mean")], seeds[("success", "mean")]
+            label = f"{name.split(',')[0]} ({quantity(sizes[name])})"
+            style = {"fmt": "o-", "ms": 4, "lw": 1, "capsize": 2, "color": hue, "label": label}
+            ax.errorbar(x, y, seeds[("success", "std")].fillna(0), **style)
+            ax.plot(*alone.loc[name], "*", ms=13, color=hue, mec=INK, mew=0.5)
+        ax.set(xscale="log", xlabel="inference FLOPs a query", ylim=(0, 1.02))
+        ax.set_title(regime.replace("_", "-"))
+    axes[0].set_ylabel("success")
+    axes[0].legend(fontsize=9)

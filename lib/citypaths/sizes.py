@@ -32,6 +32,7 @@ class Size:
         seeds: trainings of each of them.
         race, dial, most_loops: their test queries, those on which the dial of loops is turned, and
             how far it goes.
+        tries, most_tries: attempts of the best-of-N searches of notebook 05, and of its curves.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
     """
@@ -60,6 +61,8 @@ class Size:
     race: int = 500
     dial: int = 100
     most_loops: int = 64
+    tries: tuple[int, ...] = (8, 64)
+    most_tries: int = 1024
     jitter: float = 0.0
 
     @property
@@ -81,7 +84,7 @@ SIZES = {
         Size(
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
             "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
-            race=100, dial=20, most_loops=8,
+            race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64,
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
@@ -92,7 +95,7 @@ SIZES = {
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
             "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=4e12, seeds=3,
-            race=1_000, dial=200,
+            race=1_000, dial=200, most_tries=4096,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,

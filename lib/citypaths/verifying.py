@@ -14,6 +14,7 @@ from tqdm import tqdm
 from citypaths import search
 from citypaths.dataset import Dataset
 from citypaths.files import data_dir
+from citypaths.graph import CityGraph
 from citypaths.lab import Queries, arm_folder, arm_settings, train_arm
 from citypaths.models import PathModel
 from citypaths.paths import Paths
@@ -21,6 +22,7 @@ from citypaths.scorers import LOST, Doubt, Inconsistency, Likelihood, PathLength
 from citypaths.sizes import Size
 from citypaths.train import Trained, TrainSettings
 
+EXACT, OWN = "exact length", "own"
 JUDGE_STEPS, JUDGE_TOKENS = 200, 2048  # at most: every step draws attempts anew
 SLICE = 20  # queries whose attempts are drawn together
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of a scorer beside another; chosen on validation queries
@@ -87,7 +89,8 @@ class Tried:
         some = self.arrived
         energy, good, count = energies[some], self.good[some], self.drawn.count[some]
         order = np.argsort(energy, kind="stable")
-        last = np.append(np.diff(energy[order]) > 0, True) if some.any() else []
+        energy = energy[order]
+        last = np.append(energy[1:] > energy[:-1], True)[: len(energy)]
         taken = {"false": count * ~good, "true": count * good}
         sums = {name: np.cumsum(x[order])[last] / max(1, x.sum()) for name, x in taken.items()}
         return pd.DataFrame({name: np.append(0.0, x) for name, x in sums.items()})
@@ -157,19 +160,35 @@ def train_judges(
     }  # fmt: skip
 
 
+def train_reach(size: Size, dataset: Dataset, seed: int) -> Trained:
+    """Train (or load) the distribution of hops to go, `citypaths.scorers.HopsToGo`."""
+    length = (size.steps, 2 * size.batch_tokens, size.learning_rate)
+    recipe = TrainSettings(*length, seed=seed, evaluations=1)
+    return train_arm(size, dataset, "reach", recipe, {"inside": 0.5}, None, "reach")
+
+
 def verifiers(
-    graph: Any, own: PathModel, judges: Mapping[str, Trained], reverse: Trained, value: Trained,
-    reach: Trained | None = None,
+    graph: CityGraph, own: PathModel, reverse: Trained, value: Trained, reach: Trained,
+    judges: Mapping[str, Trained],
 ) -> dict[str, Scorer]:  # fmt: skip
-    """Return the scorers to compare by name, the exact length first."""
-    back, likelihood = reverse.model.eval(), Likelihood(own)
-    found: dict[str, Scorer] = {"exact length": PathLength(graph), "own likelihood": likelihood}
-    found |= {"reverse model": back, "own + reverse": Sum(likelihood, back)}
-    found |= {name: trained.model.eval() for name, trained in judges.items()}
-    found["detour by value"] = Inconsistency(value.model.eval(), graph)
-    if reach is not None:
-        found["doubt by reach"] = Doubt(reach.model.eval())
-    return found
+    """Return learned scorers by name; `value` and `reach` know where the cities lie."""
+    found: dict[str, Scorer] = {OWN: Likelihood(own), "reverse": reverse.model.eval()}
+    found["detour"] = Inconsistency(value.model.eval(), graph)
+    found["doubt"] = Doubt(reach.model.eval())
+    return found | {name: trained.model.eval() for name, trained in judges.items()}
+
+
+def weighted(
+    chosen_on: Tried, scorers: Mapping[str, Scorer], names: Sequence[str], n: int
+) -> Scorer:
+    """Return the sum of scorers, each weighted so that the best of `n` is best: see `weigh`."""
+    total, parts, weights = chosen_on.energies(scorers[names[0]]), [scorers[names[0]]], [1.0]
+    for name in names[1:]:
+        energies = chosen_on.energies(scorers[name])
+        weights.append(weigh(chosen_on, total, energies, n))
+        total = total + weights[-1] * energies
+        parts.append(scorers[name])
+    return Sum(*parts, weights=tuple(weights))
 
 
 def weigh(tried: Tried, base: np.ndarray, energies: np.ndarray, n: int) -> float:
@@ -183,13 +202,39 @@ def weigh(tried: Tried, base: np.ndarray, energies: np.ndarray, n: int) -> float
 
 
 def verifier_table(
-    tried: Tried, energies: Mapping[str, np.ndarray], scorers: Mapping[str, Scorer],
-    ns: Sequence[int],
-) -> pd.DataFrame:  # fmt: skip
-    """Return one row a verifier: AUC, success of the best of each N, operations a path."""
-    table = {}
+    tried: Tried, energies: Mapping[str, np.ndarray], scorers: Mapping[str, Scorer], n: int
+) -> pd.DataFrame:
+    """Return one row a verifier: AUC, success of the best of powers of four, operations a path."""
+    table, ns = {}, powers(n, 4)
     for name, energy in energies.items():
         rates = tried.curve(energy, ns).mean().add_prefix("best of ")
         flops = scorers[name].flops(tried.drawn.paths).mean() if name in scorers else np.nan
         table[name] = {"AUC": tried.auc(energy), **rates, "FLOPs a path": flops}
     return pd.DataFrame(table).T
+
+
+def powers(most: int, base: int = 2) -> list[int]:
+    """Return 1, base, base squared and so on, up to `most`."""
+    return [base**i for i in range(most.bit_length()) if base**i <= most]
+
+
+def curve_rows(
+    tried: Tried, energies: Mapping[str, np.ndarray], groups: pd.Categorical, most: int,
+    **names: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return ledger rows of the best of N by each verifier, over all queries and by group.
+
+    A group's rows name it in their split. Operations are left out: attempts share them.
+    """
+    rows = []
+    for verifier, energy in energies.items():
+        curve = tried.curve(energy, powers(most, 4))
+        parts = [("uncontained", curve)]
+        parts += [(f"uncontained, {g} hops", c) for g, c in curve.groupby(groups, observed=True)]
+        regime = "checked" if verifier == EXACT else "closed_book"
+        for split, part in parts:
+            for n, rate in part.mean().items():
+                row = {"method": f"best of {n} by {verifier}", "regime": regime, "budget": n}
+                row |= {"split": split, "queries": len(part), "success": rate}
+                rows.append(names | row)
+    return rows
