@@ -22,6 +22,7 @@ from citypaths.train import Trained
 
 SLICE = 50  # queries searched together
 SUFFIX = ", equal training"
+COLUMNS = ("regime", "small", "large", "method", "times", "gap", "low", "high")
 
 
 def widths(size: Size) -> tuple[int, ...]:
@@ -85,9 +86,8 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
     low and high (95 % t interval over seeds; missing for one seed).
 
     Args:
-        rows: ledger rows of `climb`, one or more seeds.
+        rows: ledger rows of `climb`, or of other models of several sizes, one or more seeds.
     """
-    rows = rows[rows["model"].str.endswith(SUFFIX)]
     size_of = rows.groupby("model")["parameters"].first().sort_values()
     alone = rows[rows["method"] == "greedy"].set_index(["model", "seed"])
     table = []
@@ -109,7 +109,7 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
             row = {"regime": regime, "small": small, "large": large, "method": method}
             row |= {"times": size_of[large] / size_of[small], "gap": gap.mean()}
             table.append(row | {"low": gap.mean() - half, "high": gap.mean() + half})
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, columns=list(COLUMNS))
 
 
 def matched(table: pd.DataFrame) -> pd.DataFrame:
@@ -120,3 +120,13 @@ def matched(table: pd.DataFrame) -> pd.DataFrame:
     fine = table[table["low"].fillna(table["gap"]) >= 0]
     best = fine.sort_values("times").groupby("regime").tail(1)
     return best.set_index("regime")[["small", "large", "times", "method", "gap", "low", "high"]]
+
+
+def sentences(table: pd.DataFrame) -> str:
+    """Return `matched` in words, a line a regime."""
+    lines = []
+    for regime, row in matched(table).iterrows():
+        small, large = (row[name].removesuffix(SUFFIX) for name in ("small", "large"))
+        text = f"{str(regime).replace('_', '-')}: {small} with {row['method']} is no worse than "
+        lines.append(text + f"{large} alone, {row['times']:.1f} times its size.")
+    return "\n".join(lines) or "No smaller model that searches matches a larger one."

@@ -89,13 +89,13 @@ SIZES = {
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 400,
-            "small_two_way", "gru-64", 400, 1_000, most_loops=16,
+            "small_two_way", "gru-64", 400, 1_000, most_loops=16, most_tries=4096,
         ),
         Size(
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
             "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=4e12, seeds=3,
-            race=1_000, dial=200, most_tries=4096,
+            race=1_000, dial=200, most_tries=256,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,7 @@ class Tried:
     km: np.ndarray
     good: np.ndarray
     arrived: np.ndarray
+    _known: dict[Scorer, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -71,8 +72,13 @@ class Tried:
         return cls(queries, drawn, source, target, km, good, last == target)
 
     def energies(self, scorer: Scorer) -> np.ndarray:
-        """Return the energy of every attempt, [A]."""
-        return scorer.score(self.source, self.target, self.drawn.paths)
+        """Return the energy of every attempt, [A]; a scorer is asked once, a sum by its parts."""
+        if isinstance(scorer, Sum):
+            parts = zip(scorer.weights, scorer.parts, strict=True)
+            return np.sum([weight * self.energies(part) for weight, part in parts], axis=0)
+        if scorer not in self._known:
+            self._known[scorer] = scorer.score(self.source, self.target, self.drawn.paths)
+        return self._known[scorer]
 
     @cached_property
     def likelihood(self) -> np.ndarray:

@@ -46,10 +46,11 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, f"no notebook in {FOLDER}"
 
 
-def test_numbers_are_consecutive():
-    assert [path.name[:2] for path in NOTEBOOKS] == [
-        f"{number:02}" for number in range(1, len(NOTEBOOKS) + 1)
-    ]
+def test_numbers_rise_to_the_scoreboard():
+    """One notebook a number, from 01 without a gap; the scoreboard is 10 and comes last."""
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert numbers.pop() == "10" and NOTEBOOKS[-1].stem == "10-scoreboard"
+    assert numbers == [f"{number:02}" for number in range(1, len(numbers) + 1)]
 
 
 @each_notebook
