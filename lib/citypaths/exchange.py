@@ -22,7 +22,7 @@ from citypaths.train import Trained
 
 SLICE = 50  # queries searched together
 SUFFIX = ", equal training"
-COLUMNS = ("regime", "small", "large", "method", "times", "gap", "low", "high")
+COLUMNS = ("regime", "small", "large", "method", "times", "alone", "gap", "low", "high")
 
 
 def widths(size: Size) -> tuple[int, ...]:
@@ -44,18 +44,26 @@ def train_rung(size: Size, dataset: Dataset, width: int, seed: int) -> Trained:
 
 
 def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) -> list[Scored]:
-    """Score every rung and seed alone (greedy) and with search, closed-book and checked."""
+    """Score every rung and seed alone (greedy) and with search, closed-book and checked.
+
+    Searches that cost more than the widest rung alone are left out: nothing is compared with them.
+    """
     scored = []
-    for seed, width in product(seeds, widths(size)):
-        trained = train_rung(size, dataset, width, seed)
-        names = {"model": f"gru-{width}{SUFFIX}", "seed": seed}
-        names |= {"parameters": trained.model.parameters_count}
-        names |= {"training_flops": trained.training_flops}
-        scored += _searched(queries, trained, names)
+    for seed in seeds:
+        rungs = {width: train_rung(size, dataset, width, seed) for width in widths(size)}
+        limit = max(trained.model.flops_per_step() for trained in rungs.values())
+        for width, trained in rungs.items():
+            names = {"model": f"gru-{width}{SUFFIX}", "seed": seed}
+            names |= {"parameters": trained.model.parameters_count}
+            names |= {"training_flops": trained.training_flops}
+            scored += _searched(queries, trained, names, limit)
     return scored
 
 
-def _searched(queries: Queries, trained: Trained, names: Mapping[str, Any]) -> list[Scored]:
+def _searched(
+    queries: Queries, trained: Trained, names: Mapping[str, Any], limit: int
+) -> list[Scored]:
+    """Score the searches of a model of which no step costs more than `limit`."""
     model, rows, check = trained.model.eval(), [], {"checked_by": queries.graph}
     best = {"scorer": PathLength(queries.graph), "seed": names["seed"]} | check
     tries: list[tuple[str, Any, int, dict[str, Any]]] = [("greedy", search.greedy, 1, {})]
@@ -64,6 +72,8 @@ def _searched(queries: Queries, trained: Trained, names: Mapping[str, Any]) -> l
     tries += [(f"beam {n}, checked", search.beam, n, {"width": n} | check) for n in (4, 16)]
     tries += [(f"best of {n}, checked", search.best_of, n, {"n": n} | best) for n in (4, 16)]
     for method, call, budget, options in tries:
+        if budget * model.flops_per_step() > limit:
+            continue
         run = partial(_call, call, model, queries.max_hops, options)
         ids = (queries.rows.source, queries.rows.target)
         found = search.in_parts(run, *ids, part=SLICE, name=f"{names['model']}, {method}")
@@ -83,7 +93,8 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
     The smaller spends, in each seed, no more inference FLOPs a query than the larger's greedy
     decoding does; of the searches within them it takes the one that is best on average. Columns:
     regime, small, large, times (larger in parameters), method, gap (in success, mean over seeds),
-    low and high (95 % t interval over seeds; missing for one seed).
+    low and high (95 % t interval over seeds; missing for one seed), and alone, the gap without any
+    search.
 
     Args:
         rows: ledger rows of `climb`, or of other models of several sizes, one or more seeds.
@@ -107,7 +118,9 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
             if len(gap) > 1:
                 half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
             row = {"regime": regime, "small": small, "large": large, "method": method}
-            row |= {"times": size_of[large] / size_of[small], "gap": gap.mean()}
+            greedy = alone.loc[small]["success"] - alone.loc[large]["success"]
+            row |= {"times": size_of[large] / size_of[small], "alone": greedy.mean()}
+            row |= {"gap": gap.mean()}
             table.append(row | {"low": gap.mean() - half, "high": gap.mean() + half})
     return pd.DataFrame(table, columns=list(COLUMNS))
 
@@ -119,7 +132,29 @@ def matched(table: pd.DataFrame) -> pd.DataFrame:
     """
     fine = table[table["low"].fillna(table["gap"]) >= 0]
     best = fine.sort_values("times").groupby("regime").tail(1)
-    return best.set_index("regime")[["small", "large", "times", "method", "gap", "low", "high"]]
+    return best.set_index("regime")[list(COLUMNS[1:])]
+
+
+def matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `gaps` for people: a row a regime and smaller model, a column a larger one, in %."""
+
+    def text(row: pd.Series) -> str:
+        bounds = (
+            ""
+            if np.isnan(row["low"])
+            else f" ({100 * row['low']:+.0f} to {100 * row['high']:+.0f})"
+        )
+        return f"{100 * row['gap']:+.1f}{bounds}; alone {100 * row['alone']:+.1f}"
+
+    short = table.assign(cell=[text(row) for _, row in table.iterrows()])
+    for name in ("small", "large"):
+        short[name] = short[name].str.removesuffix(SUFFIX)
+    rows, columns = (list(dict.fromkeys(short[name])) for name in ("small", "large"))
+    shown = short.set_index(["regime", "small", "large"])["cell"].unstack()
+    order = [(regime, name) for regime in dict.fromkeys(short["regime"]) for name in rows]
+    return shown.reindex(
+        index=[key for key in order if key in shown.index], columns=columns
+    ).fillna("")
 
 
 def sentences(table: pd.DataFrame) -> str:

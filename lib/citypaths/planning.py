@@ -42,17 +42,18 @@ def tree_table(
     arm: str,
     trained: Trained,
     value: Trained,
-    planner: Trained,
+    planner: Trained | None,
     simulations: Sequence[int] = SIMULATIONS,
 ) -> list[Scored]:
     """Score tree search with an arm's policy and learned values on the map, and in latents.
 
     Args:
-        trained: the arm's model. value: a `CostToGo`. planner: a `Planner`.
+        trained: the arm's model. value: a `CostToGo`. planner: a `Planner`; None: no latents.
     """
     rows = map_rows(queries, arm, trained, simulations)
     rows += map_rows(queries, arm, trained, simulations, value)
-    return rows + [value_row(queries, value)] + latent_rows(queries, planner, simulations)
+    rows.append(value_row(queries, value))
+    return rows if planner is None else rows + latent_rows(queries, planner, simulations)
 
 
 def map_rows(

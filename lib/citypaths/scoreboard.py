@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from citypaths.exchange import SUFFIX
@@ -29,6 +28,7 @@ FAMILIES = {
     "more loops": r"loops|starts",
     "greedy or sample": r".",
 }
+ALIKE = ["notebook", "model", "method", "regime"]
 RUNG, CURVE = f"{SUFFIX}$", r"^best of \d+ by |^waterfall"
 
 
@@ -61,10 +61,18 @@ def family(method: str) -> str:
 def best_of_each(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row a (notebook, model, method, regime): the mean over its seeds, and how many.
 
-    A single seed keeps its Wilson interval; several have the least and the most of their means.
+    A method that was recorded at several budgets, such as rounds, stands with the largest; one that
+    several notebooks recorded, with the one of most queries. A single seed keeps its Wilson
+    interval; several have the least and the most of their means.
     """
-    by = ["notebook", "model", "method", "regime"]
-    groups = rows.groupby(by, sort=False)
+    rows = rows[
+        rows["budget"].fillna(1) == rows.groupby(ALIKE)["budget"].transform("max").fillna(1)
+    ]
+    named = rows.assign(plain=rows["method"].str.removesuffix(", checked"))
+    most = named.groupby(["model", "plain", "regime"])["queries"].transform("max")
+    rows = rows[rows["queries"] == most]
+    rows = rows[rows["notebook"] == rows.groupby(ALIKE[1:])["notebook"].transform("min")]
+    groups = rows.groupby(ALIKE, sort=False)
     numbers = [*("parameters", "training_flops", "inference_flops", "lookups", "expansions")]
     numbers += ["operations", "seconds_per_query", "success", "hard_success", "optimal"]
     table = groups[numbers].mean()
@@ -100,25 +108,20 @@ def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure
             ax.step(classical["operations"], classical[success], **style)
         for name, group in part.groupby("family"):
             ax.scatter(group["operations"], group[success], s=22, color=hues[name], label=name)
-        _name(best.tail(3), success, ax)
         ax.set(xscale="log", xlabel="operations a query", ylim=(-0.02, 1.05))
         ax.set_title(regime.replace("_", "-"))
-    axes[0].set_ylabel(success.replace("_", "-"))
+        if len(best):
+            ax.text(
+                0.03, 0.03, f"best: {_named(best.iloc[-1])}", transform=ax.transAxes, fontsize=9
+            )
+    axes[0].set_ylabel(success.replace("_", " "))
     found = {k: v for ax in axes for v, k in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(found.values(), found, loc="outside lower center", ncols=7, fontsize=9)
     return fig
 
 
-def _name(rows: pd.DataFrame, success: str, ax: Axes) -> None:
-    """Write the names of a few points, right-aligned below them."""
-    for i, row in enumerate(rows.to_dict("records")):
-        model = "" if row["model"] == "none" else f"{row['model']}, "
-        text = {"textcoords": "offset points", "xytext": (0, -14 - 11 * i), "ha": "right"}
-        arrow = {"arrowstyle": "-", "color": FAINT, "lw": 0.6}
-        ax.annotate(
-            model + row["method"], (row["operations"], row[success]), fontsize=8,
-            arrowprops=arrow, **text,
-        )  # fmt: skip
+def _named(row: pd.Series) -> str:
+    return row["method"] if row["model"] == "none" else f"{row['model']}, {row['method']}"
 
 
 def board(rows: pd.DataFrame) -> pd.DataFrame:
@@ -191,7 +194,7 @@ def tops(frontiers: Mapping[str, pd.DataFrame]) -> str:
     lines = []
     for regime, front in frontiers.items():
         row = front.iloc[-1]
-        named = row["method"] if row["model"] == "none" else f"{row['model']}, {row['method']}"
-        text = f"{str(regime).replace('_', '-')}: {named} solves {row['hard_success']:.1%} of the "
-        lines.append(text + f"hard queries with {quantity(row['operations'])} operations.")
+        text = f"{str(regime).replace('_', '-')}: {_named(row)} solves {row['hard_success']:.1%}"
+        spent = quantity(row["operations"])
+        lines.append(f"{text} of the hard queries with {spent} operations.")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -46,7 +47,8 @@ HUES = {EXACT: FAMILY["shortest"], OWN: INK}
 def _hues(names: Sequence[str]) -> dict[str, Any]:
     """A colour a verifier: its own, or the next of a palette."""
     others = [name for name in names if name not in HUES]
-    return HUES | dict(zip(others, sns.color_palette("deep", len(others)), strict=True))
+    palette = [hue for i, hue in enumerate(sns.color_palette("deep")) if i != 2]  # green is exact
+    return HUES | dict(zip(others, cycle(palette), strict=False))
 
 
 def verifiers(tried: Tried, energies: Mapping[str, np.ndarray], likely: Sequence[str]) -> Figure:

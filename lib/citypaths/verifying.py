@@ -24,6 +24,7 @@ from citypaths.train import Trained, TrainSettings
 
 EXACT, OWN = "exact length", "own"
 JUDGE_STEPS, JUDGE_TOKENS = 200, 2048  # at most: every step draws attempts anew
+REACH_TOKENS = 4096
 SLICE = 20  # queries whose attempts are drawn together
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of a scorer beside another; chosen on validation queries
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -168,7 +169,7 @@ def train_judges(
 
 def train_reach(size: Size, dataset: Dataset, seed: int) -> Trained:
     """Train (or load) the distribution of hops to go, `citypaths.scorers.HopsToGo`."""
-    length = (size.steps, 2 * size.batch_tokens, size.learning_rate)
+    length = (size.steps, REACH_TOKENS, size.learning_rate)
     recipe = TrainSettings(*length, seed=seed, evaluations=1)
     return train_arm(size, dataset, "reach", recipe, {"inside": 0.5}, None, "reach")
 

@@ -48,6 +48,10 @@ def test_gaps_by_hand(rows):
     assert far["high"] - far["gap"] == pytest.approx(half, rel=1e-5)
     assert table.loc["closed_book", middle, large]["method"] == "beam 4"
     assert table.loc["checked", small, large]["gap"] == pytest.approx(0.15)
+    assert far["alone"] == pytest.approx(-0.35)
+    shown = exchange.matrix(table.reset_index())
+    assert shown.loc[("closed_book", "gru-8"), "gru-32"] == "+5.0 (+5 to +5); alone -15.0"
+    assert shown.loc[("checked", "gru-8"), "gru-128"].startswith("+15.0")
     assert len(table) == 5  # no checked search of the middle one
 
 

@@ -74,6 +74,14 @@ def test_seeds_are_averaged_and_their_range_told(ledger):
     assert greedy["inference_flops"] == 6e5
     single = table.loc["gru-16", "beam 8"]
     assert (single["low"], single["high"]) == pytest.approx((0.5, 0.7)) and single["seeds"] == 1
+    rounds = [
+        a_row("masked", "masked", "closed_book", 1e6 * n, 0.3 + n / 10, budget=n) for n in (1, 2)
+    ]
+    same = [a_row("gru-16", "beam 8", "closed_book", 3e6, 0.9, queries=20)]
+    record("06-iterative-refinement", get_size("tiny"), 0, rounds + same)
+    more = scoreboard.best_of_each(scoreboard.recorded("tiny")).set_index(["model", "method"])
+    assert more.loc[("masked", "masked"), "success"] == 0.5  # after the last round
+    assert more.loc[("gru-16", "beam 8"), "success"] == 0.6  # of more queries
     shown = scoreboard.board(table.reset_index().assign(size="tiny")).set_index(["model", "method"])
     assert shown.loc["gru-16", "greedy"]["success"] == "45.0 % (40.0-50.0)"
     assert shown.loc["none", "A*"]["command"] == "make run SIZE=tiny # 03-rnn-baselines"
