@@ -97,3 +97,4 @@ $(RUN)/06-iterative-refinement.ipynb: $(RUN)/03-rnn-baselines.ipynb
 	  $(PY) -m pip install $(if $(CI),--quiet) -c constraints.txt -e ".[dev]" || exit 1; \
 	fi
 	@touch $@
+$(RUN)/10-scoreboard.ipynb: $(RUN)/04-test-time-recurrence.ipynb $(RUN)/05-search.ipynb $(RUN)/06-iterative-refinement.ipynb

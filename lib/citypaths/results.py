@@ -296,6 +296,39 @@ def search_table(size: str) -> str:
     return table(rows[~ladder & ~curve])
 
 
+def refinement_table(size: str) -> str:
+    """Return notebook 06's methods at a size: success at first, and after the last round."""
+    rows = load_results()
+    rows = rows[(rows["run"] == f"06-iterative-refinement-{size}-seed0") & (rows["budget"] >= 0)]
+    rounds = rows.groupby(["model", "method", "regime"], sort=False)
+    lines = ["| method | model | regime | first guess | success after the last round | FLOPs |"]
+    lines.append("|---" * 6 + "|")
+    for (model, method, regime), part in rounds:
+        first, last = part.loc[part["budget"].idxmin()], part.loc[part["budget"].idxmax()]
+        before = percent(first["success"]) if len(part) > 1 else "-"
+        after = percent(last["success"], last["success_low"], last["success_high"])
+        cells = [method, model, regime.replace("_", "-"), before, after]
+        lines.append("| " + " | ".join([*cells, quantity(last["inference_flops"])]) + " |")
+    if rows.empty:
+        return f"No run of `06-iterative-refinement` is recorded at size {size}."
+    return "\n".join(lines)
+
+
+def exchange_table(size: str) -> str:
+    """Return how smaller models that search compare with larger ones alone at a size."""
+    from citypaths import exchange, scoreboard  # they read this module
+
+    gaps = exchange.gaps(scoreboard.ladder_rows(size))
+    if gaps.empty:
+        return f"No ladder of equal training is recorded at size {size}."
+    shown = exchange.matrix(gaps)
+    lines = ["| smaller model, searching | regime | " + " | ".join(shown.columns) + " |"]
+    lines.append("|---" * (2 + shown.shape[1]) + "|")
+    for (regime, small), cells in shown.iterrows():
+        lines.append(f"| {small} | {regime.replace('_', '-')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def best_of_curves(rows: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
     """Return success of the best of N by hops and verifier, a Series by N, from ledger rows."""
     rows = rows[rows["method"].astype(str).str.match(r"best of \d+ by ")]
@@ -355,6 +388,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-medium": lambda: seeds_table("medium"),
     "priors-small": lambda: priors_table("small"),
     "search-small": lambda: search_table("small"),
+    "refinement-small": lambda: refinement_table("small"),
+    "exchange-small": lambda: exchange_table("small"),
+    "exchange-medium": lambda: exchange_table("medium"),
     "race-small": lambda: race_table("small"),
     "race-medium": lambda: race_table("medium"),
     "long-medium": lambda: race_table("medium", "longest 5 %"),
