@@ -90,11 +90,11 @@ def _call(method: Any, model: Any, most: int, options: dict[str, Any], source, t
 def gaps(rows: pd.DataFrame) -> pd.DataFrame:
     """Return how a smaller model that searches compares with each larger one alone, by regime.
 
-    The smaller spends, in each seed, no more inference FLOPs a query than the larger's greedy
-    decoding does; of the searches within them it takes the one that is best on average. Columns:
-    regime, small, large, times (larger in parameters), method, gap (in success, mean over seeds),
-    low and high (95 % t interval over seeds; missing for one seed), and alone, the gap without any
-    search.
+    The smaller spends, in each seed that both have, no more inference FLOPs a query than the
+    larger's greedy decoding does; of the searches within them it takes the one that is best on
+    average. Columns: regime, small, large, times (larger in parameters), method, gap (in success,
+    mean over seeds), low and high (95 % t interval over seeds; missing for one seed), and alone,
+    the gap without any search.
 
     Args:
         rows: ledger rows of `climb`, or of other models of several sizes, one or more seeds.
@@ -105,20 +105,19 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
     for small, large in product(size_of.index, size_of.index):
         if size_of[small] >= size_of[large]:
             continue
-        limit = alone.loc[large]["inference_flops"]
-        own = rows[rows["model"] == small]
-        within = own.groupby("method").filter(
-            lambda part, limit=limit: (part.set_index("seed")["inference_flops"] <= limit).all()
-        )
-        for regime, part in within.groupby("regime"):
+        large_alone, own = alone.loc[large], rows[rows["model"] == small]
+        own = own[own["seed"].isin(large_alone.index)]
+        limit = own["seed"].map(large_alone["inference_flops"])
+        dear = own.loc[own["inference_flops"] > limit, "method"]
+        for regime, part in own[~own["method"].isin(dear)].groupby("regime"):
             method = part.groupby("method")["success"].mean().idxmax()
             each = part[part["method"] == method].set_index("seed")["success"]
-            gap = (each - alone.loc[large]["success"]).to_numpy()
+            gap = (each - large_alone["success"]).dropna().to_numpy()
             half = np.nan
             if len(gap) > 1:
                 half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
             row = {"regime": regime, "small": small, "large": large, "method": method}
-            greedy = alone.loc[small]["success"] - alone.loc[large]["success"]
+            greedy = alone.loc[small]["success"] - large_alone["success"]
             row |= {"times": size_of[large] / size_of[small], "alone": greedy.mean()}
             row |= {"gap": gap.mean()}
             table.append(row | {"low": gap.mean() - half, "high": gap.mean() + half})

@@ -67,6 +67,15 @@ def test_matched_is_the_largest_ratio(rows):
     assert none.empty
 
 
+def test_seeds_that_only_one_of_them_has_are_left_out(rows):
+    fewer = rows[(rows["seed"] == 0) | (rows["model"] != f"gru-8{exchange.SUFFIX}")]
+    table = exchange.gaps(fewer).set_index(["regime", "small", "large"])
+    small, middle, large = (f"gru-{w}{exchange.SUFFIX}" for w in (8, 32, 128))
+    assert table.loc["closed_book", small, large]["gap"] == pytest.approx(0.58 - 0.65)
+    assert pd.isna(table.loc["closed_book", small, large]["low"])
+    assert not pd.isna(table.loc["closed_book", middle, large]["low"])
+
+
 def test_the_ladder_climbs(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
     size = get_size("tiny", SIZE)
