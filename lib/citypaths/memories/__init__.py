@@ -1,5 +1,16 @@
-"""Memories: stores of other paths beside a trained model, editable row by row."""
+"""Memories: stores beside a trained model, and sequence models that carry one along a stream."""
 
 from citypaths.memories.cache import Cached, KeyValueCache, fit, states_of
+from citypaths.memories.core import Memory, assert_pieces_agree, blanked, numbers_held, swapped
 
-__all__ = ["Cached", "KeyValueCache", "fit", "states_of"]
+__all__ = [
+    "Cached",
+    "KeyValueCache",
+    "Memory",
+    "assert_pieces_agree",
+    "blanked",
+    "fit",
+    "numbers_held",
+    "states_of",
+    "swapped",
+]
