@@ -65,10 +65,12 @@ COLUMNS = (
     "hard_success",
     "hard_success_low",
     "hard_success_high",
+    "recall",
     "run",
 )
 REGIMES = ("closed_book", "checked", "open_map")
 RATES = (*COLUMNS[COLUMNS.index("legal") : COLUMNS.index("hard_queries")], "hard_success")
+RATES += ("recall",)
 UNSEALED = {"run", "rows", "settings", "versions", "machine"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 

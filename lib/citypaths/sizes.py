@@ -33,6 +33,7 @@ class Size:
         race, dial, most_loops: their test queries, those on which the dial of loops is turned, and
             how far it goes.
         tries, most_tries: attempts of the best-of-N searches of notebook 05, and of its curves.
+        lessons, map_cities: training steps of each memory of notebook 07, cities on its maps.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
     """
@@ -63,6 +64,8 @@ class Size:
     most_loops: int = 64
     tries: tuple[int, ...] = (8, 64)
     most_tries: int = 1024
+    lessons: int = 1_000
+    map_cities: int = 12
     jitter: float = 0.0
 
     @property

@@ -106,8 +106,12 @@ class _Run:
     def __init__(self, model, dataset, folder, settings, evaluate, team: Team, device) -> None:
         self.model, self.folder, self.settings = model, folder, settings
         self.evaluate, self.team, self.device = evaluate, team, device
-        self.batches = Batches(
-            dataset, settings.batch_tokens, settings.seed, device, hindsight=settings.hindsight
+        self.batches = (
+            dataset.batches(settings, device)
+            if hasattr(dataset, "batches")
+            else Batches(
+                dataset, settings.batch_tokens, settings.seed, device, hindsight=settings.hindsight
+            )
         )
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay

@@ -1,0 +1,1 @@
+"""New maps in context: a generated benchmark for memories."""
