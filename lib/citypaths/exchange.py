@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from citypaths import search
 from citypaths.dataset import Dataset
 from citypaths.lab import Queries, arm_settings, train_arm
+from citypaths.metrics import over_few
 from citypaths.recurrence import Arm, budgeted
 from citypaths.scorers import PathLength
 from citypaths.scoring import Scored, score
@@ -112,15 +112,11 @@ def gaps(rows: pd.DataFrame) -> pd.DataFrame:
         for regime, part in own[~own["method"].isin(dear)].groupby("regime"):
             method = part.groupby("method")["success"].mean().idxmax()
             each = part[part["method"] == method].set_index("seed")["success"]
-            gap = (each - large_alone["success"]).dropna().to_numpy()
-            half = np.nan
-            if len(gap) > 1:
-                half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
+            gap, half = over_few((each - large_alone["success"]).dropna())
             row = {"regime": regime, "small": small, "large": large, "method": method}
             greedy = alone.loc[small]["success"] - large_alone["success"]
             row |= {"times": size_of[large] / size_of[small], "alone": greedy.mean()}
-            row |= {"gap": gap.mean()}
-            table.append(row | {"low": gap.mean() - half, "high": gap.mean() + half})
+            table.append(row | {"gap": gap, "low": gap - half, "high": gap + half})
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from citypaths.graph import CityGraph
 from citypaths.paths import PAD, Paths
@@ -97,6 +98,15 @@ def wilson(successes, count, z: float = 1.959964) -> tuple[np.ndarray, np.ndarra
     empty = np.asarray(count) == 0
     low, high = np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
     return np.where(empty | (k == 0), 0.0, low), np.where(empty | (k == n), 1.0, high)
+
+
+def over_few(values) -> tuple[float, float]:
+    """Return the mean of values, and half its 95 % t interval (NaN for fewer than two values)."""
+    each = np.asarray(values, float)
+    if len(each) < 2:
+        return float(each.mean()), np.nan
+    spread = each.std(ddof=1) / len(each) ** 0.5
+    return float(each.mean()), float(student.ppf(0.975, len(each) - 1) * spread)
 
 
 def summarise(judged: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd.DataFrame:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 
 from citypaths import search
 from citypaths.batches import batch_of
 from citypaths.dataset import Dataset, make_dataset
 from citypaths.graph import CityGraph
 from citypaths.lab import Queries, mean_loss, train_arm
+from citypaths.metrics import over_few
 from citypaths.models import build
 from citypaths.models.base import Coordinates, nats
 from citypaths.scoring import Scored, score
@@ -180,11 +180,7 @@ def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
 def _mean_gap(rows: pd.DataFrame, label: str, plain: str) -> tuple[float, float]:
     """The mean over seeds of the difference in success, and half its 95 % t interval."""
     each = rows.pivot(index="seed", columns="model", values="success")
-    gap = (each[label] - each[plain]).to_numpy()
-    if len(gap) < 2:
-        return float(gap.mean()), np.nan
-    spread = gap.std(ddof=1) / len(gap) ** 0.5
-    return float(gap.mean()), float(student.ppf(0.975, len(gap) - 1) * spread)
+    return over_few(each[label] - each[plain])
 
 
 def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.DataFrame:

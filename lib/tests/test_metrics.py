@@ -10,10 +10,21 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem
+from scipy.stats import t as student
 
 from citypaths.graph import build_graph
-from citypaths.metrics import RATES, SLACKS, by_count, by_detour, by_hops, judge, summarise, wilson
+from citypaths.metrics import (
+    RATES,
+    SLACKS,
+    by_count,
+    by_detour,
+    by_hops,
+    judge,
+    over_few,
+    summarise,
+    wilson,
+)
 from citypaths.paths import Paths
 from citypaths.shortest_paths import paths, shortest_path_trees
 
@@ -278,3 +289,12 @@ def test_by_detour():
 def test_by_count():
     count = np.array([0, 1, 9, 10, 99, 100, 999, 1000, 10**9])
     assert by_count(count).codes.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_mean_of_a_few_has_a_t_interval():
+    mean, half = over_few([0.2, 0.4, 0.9])
+    assert mean == pytest.approx(0.5)
+    low, high = student.interval(0.95, 2, loc=0.5, scale=sem([0.2, 0.4, 0.9]))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    mean, half = over_few([0.3])
+    assert mean == 0.3 and np.isnan(half)
