@@ -67,10 +67,11 @@ def test_aligned_is_a_gather_by_distance(t, before):
 @given(t=st.integers(1, 6), before=st.integers(0, 6))
 @settings(max_examples=20, deadline=None)
 def test_only_later_keys_are_hidden(t, before):
-    hidden = later(t, before + t, torch.device("cpu"))
-    hidden = torch.zeros(t, before + t, dtype=torch.bool) if hidden is None else hidden
+    n, inf = before + t, float("-inf")
+    hidden = later(t, n, torch.zeros(1))
+    hidden = torch.zeros(1, n) if hidden is None else hidden
     for i in range(t):
-        assert hidden[i].tolist() == [j > before + i for j in range(before + t)]
+        assert hidden[i].tolist() == [inf if j > before + i else 0.0 for j in range(n)]
 
 
 def test_sinusoids_are_those_of_the_distances():
@@ -87,7 +88,7 @@ def test_a_layer_attends_as_the_equation_says():
     layer = Layer(WIDTH, 12, heads, 1).double()
     q, kv = stream(t, 2, 2), torch.cat((stream(n, 2, 3), stream(n, 2, 4)), -1)
     u, v = stream(1, 2, 5)[:, 0]
-    scene = Scene(sinusoids(n, WIDTH, q), later(t, n, q.device), u, v)
+    scene = Scene(sinusoids(n, WIDTH, q), later(t, n, q), u, v)
     got = layer.attend(q, kv, scene)
     for b, i, head in torch.cartesian_prod(torch.arange(2), torch.arange(t), torch.arange(heads)):
         some = slice(head * size, (head + 1) * size)

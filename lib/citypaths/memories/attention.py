@@ -18,7 +18,7 @@ class Scene(NamedTuple):
 
     Attributes:
         table: [n, width], sinusoids of the distances n - 1 .. 0.
-        hidden: bool [t, n], keys later than the query; None where there is none.
+        hidden: [t, n], minus infinity where the key is later than the query; None if none is.
         content, place: [width], added to queries before they meet keys and distances.
     """
 
@@ -53,11 +53,14 @@ def aligned(scores: Tensor) -> Tensor:
     return F.pad(scores, (1, 0)).flatten(-2)[..., t:].unflatten(-1, (t, n))
 
 
-def later(t: int, n: int, device: torch.device) -> Tensor | None:
-    """Return which of n keys come after each of the last t positions, bool [t, n], or None."""
+def later(t: int, n: int, like: Tensor) -> Tensor | None:
+    """Return minus infinity for the keys that come after each of the last t of n positions.
+
+    Returns [t, n], zero elsewhere, of the type and on the device of `like`; None for one position.
+    """
     if t == 1:
         return None
-    return torch.ones(t, n, dtype=torch.bool, device=device).triu(n - t + 1)
+    return like.new_full((t, n), -torch.inf).triu(n - t + 1)
 
 
 def pushed(buffer: Tensor, new: Tensor, dim: int = 1) -> Tensor:
@@ -130,7 +133,7 @@ class Layer(nn.Module):
         asked = asked.view(self.heads, batch * t, -1)
         table = self.place(scene.table).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
         scores = aligned(torch.bmm(asked, table).view(self.heads * batch, t, -1))
-        return scores if scene.hidden is None else scores.masked_fill(scene.hidden, -torch.inf)
+        return scores if scene.hidden is None else scores + scene.hidden
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what was attended and the feed-forward network to x [B, t, width]."""
@@ -168,7 +171,7 @@ class Attentive(Memory):
     def scene(self, t: int, n: int) -> Scene:
         """Return what layers need when t queries attend to n keys."""
         table = sinusoids(n, self.width, self.content)
-        return Scene(table, later(t, n, self.device), self.content, self.place)
+        return Scene(table, later(t, n, table), self.content, self.place)
 
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros of the parameters' type, on their device."""

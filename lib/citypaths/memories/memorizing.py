@@ -29,7 +29,7 @@ def recall(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
     [B, heads, t, d].
     """
     scores = queries @ keys.transpose(-1, -2)
-    top, rows = scores.topk(min(k, keys.shape[2]), -1)
+    top, rows = scores.topk(min(k, keys.shape[2]), -1, sorted=False)
     # Weights for all rows: on few rows a product is faster than to gather k values for each query.
     shares = top.softmax(-1)
     return torch.zeros_like(scores, dtype=shares.dtype).scatter(-1, rows, shares) @ values
