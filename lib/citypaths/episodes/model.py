@@ -23,28 +23,28 @@ class EpisodeModel(Network):
     """A network that reads the steps of episodes through a `Memory` and says symbols.
 
     Args:
-        atlas: not looked at; maps are new in each episode. memory: a name of `MEMORIES`.
+        atlas: not looked at; maps are new in each episode. kind: of memory, in `MEMORIES`.
         width: of the vectors that the memory reads and writes. symbols: names of cities.
         more: settings of the memory.
     """
 
     def __init__(
-        self, atlas: Atlas | None, memory: str, width: int = 64, symbols: int = 32, **more: Any
+        self, atlas: Atlas | None, kind: str, width: int = 64, symbols: int = 32, **more: Any
     ) -> None:
         super().__init__()
         self.cities = symbols
-        self.memory: Memory = make_memory(memory, width, **more)
-        self.kind = nn.Embedding(KINDS, width)
+        self.memory: Memory = make_memory(kind, width, **more)
+        self.kinds = nn.Embedding(KINDS, width)
         self.here, self.onward, self.goal = (nn.Embedding(symbols + 1, width) for _ in range(3))
         self.km = nn.Linear(1, width, bias=False)
         self.head = nn.Linear(width, symbols)
-        for table in (self.kind, self.here, self.onward, self.goal):
+        for table in (self.kinds, self.here, self.onward, self.goal):
             nn.init.normal_(table.weight, std=0.5)
 
     def inputs(self, steps: Steps) -> Tensor:
         """Return vectors [B, T, width] for steps."""
         named = self.here(steps.here) + self.onward(steps.onward) + self.goal(steps.goal)
-        return self.kind(steps.kind) + named + self.km(steps.km[..., None])
+        return self.kinds(steps.kind) + named + self.km(steps.km[..., None])
 
     def read(self, steps: Steps, state: State | None = None) -> tuple[Tensor, State]:
         """Return logits [B, T, symbols] and the state after the steps."""

@@ -24,9 +24,9 @@ from citypaths.sizes import Size, digest
 from citypaths.train import Evaluate, Trained, TrainSettings
 
 WIDTH = 64
-PARAMETERS = 60_000  # of the memory of every arm, at most
+PARAMETERS = 72_000  # of the memory of every arm, at most
 BATCH = 32
-RATE = 2e-3
+RATE = 5e-3
 EXAM = 9_000  # seed of exams, which no training has
 
 
@@ -59,15 +59,15 @@ ARMS: dict[str, Arm] = {
 
 
 @cache
-def fitted(memory: str, width: int, parameters: int, **settings: Any) -> int:
+def fitted(kind: str, width: int, parameters: int, **settings: Any) -> int:
     """Return the largest `hidden`, a multiple of 4, of a memory with at most so many parameters.
 
     Raises:
         ValueError: not even the smallest fits.
     """
-    count = lambda hidden: make_memory(memory, width, hidden=hidden, **settings).parameters_count  # noqa: E731
+    count = lambda hidden: make_memory(kind, width, hidden=hidden, **settings).parameters_count  # noqa: E731
     if count(4) > parameters:
-        raise ValueError(f"a {memory} of width {width} has more than {parameters:,} parameters")
+        raise ValueError(f"a {kind} of width {width} has more than {parameters:,} parameters")
     low, high = 4, 8
     while count(high) <= parameters:
         low, high = high, 2 * high
@@ -79,12 +79,12 @@ def fitted(memory: str, width: int, parameters: int, **settings: Any) -> int:
 
 def task_of(size: Size) -> Task:
     """Return the task that a size trains on."""
-    return Task(cities=size.map_cities, degree=2.5, hops=5, closures=3, delay=8)
+    return Task(cities=size.map_cities, degree=2.5, closures=3, delay=8, queries=8)
 
 
 def lessons_of(size: Size, atlas: Atlas) -> Lessons:
     """Return the training episodes of a size."""
-    return Lessons(task_of(size), atlas, BATCH)
+    return Lessons(task_of(size), atlas, BATCH, least=max(4, 2 * size.map_cities // 3))
 
 
 def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
     own = dict(arm.settings)
     hidden = fitted(arm.memory, WIDTH, PARAMETERS, **own)
     more = {"width": WIDTH, "symbols": task.symbols, "hidden": hidden}
-    return {"memory": arm.memory} | more | own
+    return {"kind": arm.memory} | more | own
 
 
 def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from citypaths.memories.associative import AssociativeLSTM
 from citypaths.memories.cache import Cached, KeyValueCache, fit, states_of
+from citypaths.memories.compressive import Compressive
 from citypaths.memories.core import Memory, assert_pieces_agree, blanked, numbers_held, swapped
+from citypaths.memories.dnc import DNC
+from citypaths.memories.lstm import LSTM
+from citypaths.memories.memorizing import Memorizing
+from citypaths.memories.ntm import NTM
+from citypaths.memories.plastic import Plastic
+from citypaths.memories.transformer import Transformer
+from citypaths.memories.xl import TransformerXL
 
-MEMORIES: dict[str, type[Memory]] = {}
+MEMORIES: dict[str, type[Memory]] = {
+    "lstm": LSTM,
+    "transformer": Transformer,
+    "xl": TransformerXL,
+    "compressive": Compressive,
+    "memorizing": Memorizing,
+    "ntm": NTM,
+    "dnc": DNC,
+    "associative": AssociativeLSTM,
+    "plastic": Plastic,
+}
 
 
 def make_memory(name: str, width: int, **settings: Any) -> Memory:
