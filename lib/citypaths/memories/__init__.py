@@ -41,6 +41,7 @@ def make_memory(name: str, width: int, **settings: Any) -> Memory:
 
 
 __all__ = [
+    "LSTM",
     "MEMORIES",
     "Cached",
     "KeyValueCache",
