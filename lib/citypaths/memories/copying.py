@@ -54,8 +54,8 @@ def train_copy(
 ) -> list[float]:
     """Train a memory to copy 1 to `longest` vectors; return wrong bits a sequence, every `every`.
 
-    The numbers are means over the `every` training batches before each mark, which no batch
-    repeats: chance is bits * (longest + 1) / 4. The parameters are changed in place.
+    The numbers are means over the `every` training batches before each mark; batches are new ones
+    every step. By chance they are bits * (longest + 1) / 4. The parameters change in place.
 
     Args:
         memory: any memory; a new Linear is put before and after it.
