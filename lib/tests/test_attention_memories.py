@@ -207,6 +207,15 @@ def test_a_model_that_has_read_is_copied_and_reads_in_low_precision(name):
     assert (output - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_is_made_where_the_parameters_are_and_no_value_is_waited_for(name):
+    model = made(name).to("meta")  # a device that has no values and mixes with no other
+    x = torch.empty(2, 27, WIDTH, dtype=torch.float64, device="meta")
+    output, state = model(x, model(x[:, :6], model.start(2))[1])
+    assert output.device.type == "meta"
+    assert {leaf.device.type for leaf in tree_leaves(state) if torch.is_tensor(leaf)} == {"meta"}
+
+
 @pytest.mark.parametrize("name", WITH_MEMORY)
 def test_a_blanked_memory_tells_nothing_and_a_swapped_one_tells_of_another(name):
     model = made(name)
