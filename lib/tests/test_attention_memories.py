@@ -1,4 +1,4 @@
-"""Memories made of attention: what they share, the full transformer and Transformer-XL."""
+"""Memories made of attention: what all keep to, the full transformer and Transformer-XL."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from citypaths.memories.attention import Layer, Scene, aligned, later, pushed, sinusoids
 from citypaths.memories.compressive import Compressive
 from citypaths.memories.core import assert_pieces_agree, blanked, numbers_held, swapped
 from citypaths.memories.memorizing import Memorizing
@@ -49,71 +46,6 @@ def stream(steps: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, steps, WIDTH, generator=generator, dtype=torch.float64)
 
 
-# --- the parts ---------------------------------------------------------------------------------
-
-
-@given(t=st.integers(1, 7), before=st.integers(0, 6))
-@settings(max_examples=30, deadline=None)
-def test_aligned_is_a_gather_by_distance(t, before):
-    n = t + before
-    scores = torch.randn(2, t, n)
-    shifted = aligned(scores)
-    for i in range(t):
-        for j in range(before + i + 1):
-            distance = before + i - j
-            assert torch.equal(shifted[:, i, j], scores[:, i, n - 1 - distance])
-
-
-@given(t=st.integers(1, 6), before=st.integers(0, 6))
-@settings(max_examples=20, deadline=None)
-def test_only_later_keys_are_hidden(t, before):
-    n, inf = before + t, float("-inf")
-    hidden = later(t, n, torch.zeros(1))
-    hidden = torch.zeros(1, n) if hidden is None else hidden
-    for i in range(t):
-        assert hidden[i].tolist() == [inf if j > before + i else 0.0 for j in range(n)]
-
-
-def test_sinusoids_are_those_of_the_distances():
-    table = sinusoids(5, 4, torch.zeros(1, dtype=torch.float64))
-    for row, distance in enumerate([4.0, 3.0, 2.0, 1.0, 0.0]):
-        angle = torch.tensor([distance, distance / 100.0])
-        expected = torch.cat((angle.sin(), angle.cos())).double()
-        torch.testing.assert_close(table[row], expected, atol=1e-6, rtol=0)
-
-
-def test_a_layer_attends_as_the_equation_says():
-    torch.manual_seed(0)
-    heads, t, n, size = 2, 3, 5, WIDTH // 2
-    layer = Layer(WIDTH, 12, heads, 1).double()
-    q, kv = stream(t, 2, 2), torch.cat((stream(n, 2, 3), stream(n, 2, 4)), -1)
-    u, v = stream(1, 2, 5)[:, 0]
-    scene = Scene(sinusoids(n, WIDTH, q), later(t, n, q), u, v)
-    got = layer.attend(q, kv, scene)
-    for b, i, head in torch.cartesian_prod(torch.arange(2), torch.arange(t), torch.arange(heads)):
-        some = slice(head * size, (head + 1) * size)
-        seen = n - t + i + 1
-        scores = []
-        for j in range(seen):
-            key, place = kv[b, j, :WIDTH][some], layer.place(scene.table[n - seen + j])[some]
-            own = q[b, i, some]
-            scores.append(((own + u[some]) @ key + (own + v[some]) @ place) / size**0.5)
-        shares = torch.stack(scores).softmax(0)
-        expected = shares @ kv[b, :seen, WIDTH:][:, some]
-        torch.testing.assert_close(got[b, i, some], expected)
-
-
-@given(size=st.integers(0, 7), pieces=st.lists(st.integers(0, 9), max_size=6))
-@settings(max_examples=40, deadline=None)
-def test_a_buffer_is_first_in_first_out(size, pieces):
-    buffer, everything, count = torch.full((1, size), -1), [-1] * size, 0
-    for piece in pieces:
-        buffer = pushed(buffer, torch.arange(count, count + piece)[None])
-        everything += range(count, count + piece)
-        count += piece
-        assert buffer[0].tolist() == everything[len(everything) - size :]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"width": 7}, {"width": 6}, {"hidden": 0}, {"layers": 0}, {"heads": 0}]
@@ -122,9 +54,6 @@ def test_a_buffer_is_first_in_first_out(size, pieces):
 def test_wrong_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         XL(**{"width": 8, **wrong})
-
-
-# --- every model -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tap", [None, blanked, swapped])
@@ -205,6 +134,15 @@ def test_a_model_that_has_read_is_copied_and_reads_in_low_precision(name):
         model(x, state)[0].sum().backward()
     assert output.dtype == torch.float32
     assert (output - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_is_made_where_the_parameters_are_and_no_value_is_waited_for(name):
+    model = made(name).to("meta")  # a device that has no values and mixes with no other
+    x = torch.empty(2, 27, WIDTH, dtype=torch.float64, device="meta")
+    output, state = model(x, model(x[:, :6], model.start(2))[1])
+    assert output.device.type == "meta"
+    assert {leaf.device.type for leaf in tree_leaves(state) if torch.is_tensor(leaf)} == {"meta"}
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
