@@ -64,8 +64,10 @@ class Plastic(Memory):
             raise ValueError(f"Plastic: sizes of at least 1, 0 < rate < 1 and a rule of {known}")
         self.width, self.hidden, self.rule = width, hidden, rule
         self.inputs = nn.Linear(width, hidden)
-        self.fixed = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, hidden)))
-        self.alpha = nn.Parameter(torch.empty(hidden, hidden).normal_(std=hidden**-0.5))
+        # Small, so that what was seen before does not echo into the keys; alpha is positive, so
+        # that a trace gives back what it holds before anything is learned.
+        self.fixed = nn.Parameter(torch.randn(hidden, hidden) * 0.01)
+        self.alpha = nn.Parameter(torch.rand(hidden, hidden) * 2 * hidden**-0.5)
         self.output = nn.Linear(hidden, width)
         if rule != "modulated":
             self.rate_logit = nn.Parameter(torch.tensor(rate).logit())
