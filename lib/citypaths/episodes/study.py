@@ -23,8 +23,8 @@ from citypaths.metrics import summarise, wilson
 from citypaths.sizes import Size, digest
 from citypaths.train import Evaluate, Trained, TrainSettings
 
-WIDTH = 64
-PARAMETERS = 72_000  # of the memory of every arm, at most
+WIDTH = 48
+PARAMETERS = 48_000  # of the memory of every arm, at most
 BATCH = 32
 RATE = 5e-3
 EXAM = 9_000  # seed of exams, which no training has
@@ -289,4 +289,4 @@ def over_seeds(rows: Iterable[Mapping[str, Any]], column: str = "hard_success") 
     """Return a ledger column by arm and exam: the mean over seeds."""
     frame = pd.DataFrame(list(rows))
     frame["arm"] = np.where(frame["model"] == "none", frame["method"], frame["model"])
-    return frame.pivot_table(column, "arm", "split", sort=False)
+    return frame.pivot_table(column, "arm", "split", sort=False, dropna=False)
