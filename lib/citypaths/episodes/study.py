@@ -79,7 +79,7 @@ def fitted(kind: str, width: int, parameters: int, **settings: Any) -> int:
 
 def task_of(size: Size) -> Task:
     """Return the task that a size trains on."""
-    return Task(cities=size.map_cities, degree=2.5, closures=3, delay=8, queries=8)
+    return Task(cities=size.map_cities, degree=2.5, closures=3, delay=8, queries=8, recalls=10)
 
 
 def lessons_of(size: Size, atlas: Atlas) -> Lessons:
