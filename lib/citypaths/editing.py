@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -206,3 +207,24 @@ def best_bridges(
         if len(chosen) < count and not used & {int(west[i]), int(east[i])}:
             chosen.append((int(west[i]), int(east[i])))
     return np.array(chosen, np.int64).reshape(-1, 2)
+
+
+def closing(
+    queries: Queries, shares: Iterable[float], seeds: Iterable[int], of: str = "hops"
+) -> dict[tuple[float, int], Edit]:
+    """Return an edit for each (share closed, seed)."""
+    graph, seeds = queries.graph, list(seeds)
+    return {(s, n): Edit.of(queries, closures(graph, s, n, of)) for s in shares for n in seeds}
+
+
+def bridging(
+    queries: Queries, train: Rows, counts: Iterable[int], seeds: Iterable[int]
+) -> dict[tuple[float, int], Edit]:
+    """Return an edit for each (number of bridges, seed): twice the connected distance at most.
+
+    A seed draws the candidates; of them those that shorten most training queries are built.
+    """
+    graph, ends, seeds = queries.graph, (train.source, train.target), list(seeds)
+    reach, most = 2 * graph.connected_km, max(counts := list(counts))
+    pairs = {n: best_bridges(graph, *ends, most, reach, seed=n) for n in seeds}
+    return {(c, n): Edit.of(queries, bridged(graph, pairs[n][:c])) for c in counts for n in seeds}

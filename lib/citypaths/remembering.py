@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +13,13 @@ import torch
 from citypaths import search
 from citypaths.batches import batch_of
 from citypaths.lab import Queries, mean_loss
-from citypaths.memories import Cached, KeyValueCache, Private, Probed, Truncated, fit, fit_private
+from citypaths.memories import Cached, KeyValueCache, Probed, Truncated, fit
 from citypaths.memories.approximate import recall, rounded
-from citypaths.memories.cache import familiarity
 from citypaths.memories.keys import Layer, states_of
 from citypaths.memories.store import Store
 from citypaths.models.base import PathModel
 from citypaths.paths import Paths
-from citypaths.scorers import PathLength
 from citypaths.scoring import Scored, score
-from citypaths.search import Attempts
 from citypaths.train import Trained
 
 
@@ -159,124 +156,3 @@ def score_cached(
             names = {"method": name, "budget": options.get("width", 1)}
             rows.append(score(queries, found, **shared, **names))
     return rows
-
-
-def arrived(attempts: Attempts, queries: Queries, shortest: bool = False) -> np.ndarray:
-    """Return which attempts [A] are legal and arrive; only the shortest of each query if asked."""
-    of = attempts.query
-    ends = queries.rows.source[of], queries.rows.target[of]
-    km = PathLength(queries.graph).score(*ends, attempts.paths)
-    good = np.isfinite(km) & (attempts.paths.lengths > 1)
-    if shortest:
-        least = np.full(len(queries), np.inf)
-        np.minimum.at(least, of[good], km[good])
-        good &= km == least[of]
-    return good
-
-
-def own_attempts(
-    model: PathModel, queries: Queries, valid: Queries, n: int, seed: int, shortest: bool = False
-) -> tuple[Private, Attempts]:
-    """Return the model with a store for each query of its own checked attempts, and those.
-
-    Theta and weight are fitted on validation queries with attempts of their own.
-
-    Args:
-        n: attempts at each query. shortest: store those of least length alone.
-    """
-
-    def stored(asked: Queries, number: int) -> tuple[tuple[Any, ...], Attempts]:
-        attempts = asked.decode(search.draw, model, n=n, checked_by=asked.graph, seed=number)
-        keep = arrived(attempts, asked, shortest)
-        cache = KeyValueCache.of(model, attempts.paths.take(keep), owners=attempts.query[keep])
-        return (cache, asked.rows.source, asked.rows.target), attempts
-
-    fitted = fit_private(model, *stored(valid, seed + 1)[0], valid.rows.paths)
-    args, attempts = stored(queries, seed)
-    return Private(model, *args, **fitted), attempts
-
-
-def score_attempts(
-    queries: Queries, valid: Queries, arm: str, trained: Trained, ns: Sequence[int], seed: int = 0
-) -> list[Scored]:
-    """Score a store of the query's own checked attempts against keeping the best of them.
-
-    Both pay for the same attempts and look-ups; the store then decodes once more, greedy.
-    """
-    model, rows = trained.model.eval(), []
-    shared = {"model": arm, "parameters": model.parameters_count, "regime": "checked"}
-    shared |= {"training_flops": trained.training_flops}
-    for n in ns:
-        for stored in ("all", "shortest"):
-            private, attempts = own_attempts(model, queries, valid, n, seed, stored == "shortest")
-            found = queries.decode(search.greedy, private)
-            spent = {"flops": found.flops + attempts.flops, "lookups": attempts.lookups}
-            found = replace(found, **spent, seconds=found.seconds + attempts.seconds)
-            names = {"method": f"own attempts, {stored} of {n}", "budget": n}
-            rows.append(score(queries, found, **shared, **names))
-        options = {"n": n, "seed": seed, "checked_by": queries.graph}
-        best = queries.decode(search.best_of, model, scorer=PathLength(queries.graph), **options)
-        names = {"method": f"best of {n}, checked", "budget": n}
-        rows.append(score(queries, best, **shared, **names))
-    return rows
-
-
-def auc(high: np.ndarray, low: np.ndarray) -> float:
-    """Return how often a value of `high` is above one of `low`, ties as half."""
-    ranks = pd.Series(np.concatenate([high, low])).rank().to_numpy()[: len(high)]
-    return float((ranks.sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
-
-
-def novelty_table(
-    model: PathModel, paths: Paths, hops: int, test: Queries, layer: Layer = "head", seed: int = 0
-) -> pd.DataFrame:
-    """Return how well nearness to the store tells familiar from new, as an AUC, a row a question.
-
-    "a stored path, itself": against test queries; its own row is in the store. "a training path,
-    left out": the same with its own rows left out. "a contained query": inside some training path.
-    "a known target": the store holds no path to half of the targets. "a good answer": nearness of
-    the greedy answer to the store, of answers that succeed against others; no answer key is used.
-
-    Columns: AUC, familiar and new (how many of each).
-    """
-    cache, new = cache_of(model, paths, hops, layer, seed), test.uncontained()
-    owners = np.unique(cache.owners.cpu().numpy())[: len(new)]
-    taken, there = paths.take(owners), test.take(test.contained)
-
-    def near(these: Paths, mine: np.ndarray | None = None) -> np.ndarray:
-        return familiarity(model, cache, these, mine)
-
-    others = near(new.rows.paths)
-    table = {
-        "a stored path, itself": (near(taken), others),
-        "a training path, left out": (near(taken, owners), others),
-        "a contained query": (near(there.rows.paths), others),
-        "a known target": _by_target(model, cache, paths, new, seed),
-        "a good answer": _by_success(near, model, new),
-    }
-    rows = {
-        name: {"AUC": auc(*pair), "familiar": len(pair[0]), "new": len(pair[1])}
-        for name, pair in table.items()
-    }
-    return pd.DataFrame(rows).T
-
-
-def _by_target(
-    model: PathModel, cache: KeyValueCache, paths: Paths, new: Queries, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Familiarity of queries by whether paths to their target stayed in the store."""
-    known = np.random.default_rng(seed).random(len(new.graph)) < 0.5
-    ends = paths.tokens[paths.offsets[1:] - 1].astype(np.int64)
-    keep = torch.as_tensor(known[ends], device=cache.owners.device)[cache.owners]
-    near = familiarity(model, cache.rows(keep), new.rows.paths)
-    return near[known[new.rows.target]], near[~known[new.rows.target]]
-
-
-def _by_success(
-    near: Callable[[Paths], np.ndarray], model: PathModel, new: Queries
-) -> tuple[np.ndarray, np.ndarray]:
-    """Familiarity of greedy answers by whether they succeed."""
-    found = new.decode(search.greedy, model)
-    good = new.judge(found)["success"].to_numpy()
-    values = near(found.paths)
-    return values[good], values[~good]

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from citypaths import search
-from citypaths.editing import Edit, best_bridges, bridged, closures
+from citypaths.editing import Edit
 from citypaths.floors import Found, best_first
 from citypaths.lab import Queries
 from citypaths.memories import Cached, Hops, KeyValueCache, Roads
@@ -187,27 +187,6 @@ def _pairs_in(path: np.ndarray, cities: int) -> np.ndarray:
     a, b = np.triu_indices(len(path), 1)
     ids = path.astype(np.int64)
     return ids[a] * cities + ids[b]
-
-
-def closing(
-    queries: Queries, shares: Iterable[float], seeds: Iterable[int], of: str = "hops"
-) -> dict[tuple[float, int], Edit]:
-    """Return an edit for each (share closed, seed)."""
-    graph, seeds = queries.graph, list(seeds)
-    return {(s, n): Edit.of(queries, closures(graph, s, n, of)) for s in shares for n in seeds}
-
-
-def bridging(
-    queries: Queries, train: Rows, counts: Iterable[int], seeds: Iterable[int]
-) -> dict[tuple[float, int], Edit]:
-    """Return an edit for each (number of bridges, seed): twice the connected distance at most.
-
-    A seed draws the candidates; of them those that shorten most training queries are built.
-    """
-    graph, ends, seeds = queries.graph, (train.source, train.target), list(seeds)
-    reach, most = 2 * graph.connected_km, max(counts := list(counts))
-    pairs = {n: best_bridges(graph, *ends, most, reach, seed=n) for n in seeds}
-    return {(c, n): Edit.of(queries, bridged(graph, pairs[n][:c])) for c in counts for n in seeds}
 
 
 def answered(edit: Edit, families: Iterable[Family]) -> list[Scored]:

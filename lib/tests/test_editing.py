@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citypaths import rerouting
-from citypaths.editing import Edit, best_bridges, bridged, closed, closed_cities, closures
+from citypaths.editing import (
+    Edit,
+    best_bridges,
+    bridged,
+    bridging,
+    closed,
+    closed_cities,
+    closing,
+    closures,
+)
 from citypaths.floors import best_first
 from citypaths.graph import great_circle_km
 from citypaths.lab import Queries
@@ -205,7 +214,7 @@ def test_the_edited_stores(trained, hops, edit, tennessee, queries, tiny_dataset
 
 
 def test_reroute_is_a_row_a_query(queries, trained, hops, tennessee):
-    edits = rerouting.closing(queries, (0.02, 0.1), range(2))
+    edits = closing(queries, (0.02, 0.1), range(2))
     frame = rerouting.reroute(
         edits, [*rerouting.weights_only(queries, "g", trained)[:1], rerouting.stitched(hops)]
     )
@@ -215,12 +224,8 @@ def test_reroute_is_a_row_a_query(queries, trained, hops, tennessee):
         part = frame[(frame["family"] == family) & (frame["share"] == share)]
         assert row["queries"] == len(part) and row["success"] == part["success"].mean()
         assert row["low"] <= row["success"] <= row["high"]
-    built = rerouting.bridging(queries, tennessee_rows(queries), (1, 3), [0])
+    built = bridging(queries, queries.rows, (1, 3), [0])
     assert [len(e.new) for e in built.values()] == [1, 3]
-
-
-def tennessee_rows(queries):
-    return queries.rows
 
 
 def test_the_interval_covers_both_kinds_of_chance():

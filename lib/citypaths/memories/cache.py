@@ -175,7 +175,7 @@ def fit(
     model: PathModel,
     cache: Store,
     paths: Paths,
-    thetas: Sequence[float] = (5.0, 10.0, 20.0, 40.0, 80.0),
+    thetas: Sequence[float] = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0),
     weights: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
     k: int = 64,
     owners: np.ndarray | None = None,
