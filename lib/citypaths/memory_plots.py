@@ -13,16 +13,17 @@ from matplotlib.figure import Figure
 
 from citypaths import plots
 from citypaths.editing import Edit
-from citypaths.floors import Found
+from citypaths.floors import Found, best_first
 from citypaths.rerouting import summary
 
 GROUPS = {"all queries that can be answered": None, "old shortest path closed": "hit"}
 KINDS = {
+    "lessons": plots.FAMILY["feedback"],
     "roads": plots.FAMILY["top"],
     "cache": plots.FAMILY["lstm"],
     "checked": plots.FAMILY["gru"],
+    "stitched": plots.FAMILY["shortest"],
 }
-KINDS |= {"stitched": plots.FAMILY["shortest"]}
 
 
 def _hue(family: str) -> str:
@@ -59,7 +60,7 @@ def after_closures(
             rows = table.loc[family]
             apart = 1 + 0.04 * (number - (len(families) - 1) / 2)
             bars = [rows["success"] - rows["low"], rows["high"] - rows["success"]]
-            style = {"ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.8, "label": family}
+            style = {"ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.7, "label": family}
             x = 100 * rows.index.to_numpy(float) * apart
             ax.errorbar(x, rows["success"], np.clip(bars, 0, None), **styles[family], **style)
         shares = 100 * np.sort(rerouted["share"].unique())
@@ -115,6 +116,10 @@ def reroute_map(edit: Edit, query: int, answers: Mapping[str, np.ndarray], ax: A
     plots.map_axes(graph, ax)
     plots.draw_edges(graph, ax, linewidths=0.4)
     plots.draw_cities(graph, ax)
+    ends = rows.source[[query]], rows.target[[query]]
+    old = best_first(edit.before, *ends).paths[0]
+    wide = {"color": plots.FAMILY["shortest"], "lw": 10, "alpha": 0.35, "zorder": 1}
+    ax.plot(graph.lon[old], graph.lat[old], label="shortest before", **wide)
     hues, width = (plots.INK, plots.FAMILY["top"], plots.FAMILY["lstm"]), 5.5
     for hue, (name, path) in zip(hues, answers.items(), strict=False):
         place = {"color": hue, "lw": width, "label": name, "zorder": 2}
@@ -122,7 +127,7 @@ def reroute_map(edit: Edit, query: int, answers: Mapping[str, np.ndarray], ax: A
         width -= 2.5
     _draw_closed(edit, answers, ax)
     plots.draw_ends(graph, int(rows.source[query]), int(rows.target[query]), ax)
-    seen = np.concatenate([rows.paths[query], *answers.values()]).astype(int)
+    seen = np.concatenate([old, *answers.values()]).astype(int)
     for axis, values in (("x", graph.lon[seen]), ("y", graph.lat[seen])):
         margin = 0.12 + 0.12 * np.ptp(values)
         ax.set(**{f"{axis}lim": (values.min() - margin, values.max() + margin)})

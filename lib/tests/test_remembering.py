@@ -163,7 +163,12 @@ def test_a_query_that_only_the_memory_takes_elsewhere(place):
     fig, ax = plt.subplots()
     answers = {"weights": north[0], "memory": south[0]}
     memory_plots.reroute_map(edit, 0, answers, ax)
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["weights", "memory", "closed"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "shortest before",
+        "weights",
+        "memory",
+        "closed",
+    ]
     plt.close(fig)
 
 
