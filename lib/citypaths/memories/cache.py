@@ -1,24 +1,25 @@
 """A key-value cache over a frozen model's states: what came next where the model was like this.
 
-No weight is trained. A key is the state from which the model's head predicts, a value the city that
-followed (Grave et al. 2017; Orhan 2018; Khandelwal et al. 2020). A shortest path never comes back
-to a city, so the store must hold other paths than the one being written.
+No weight is trained. A key is a state of the model, by default that from which its head predicts;
+a value is the city that followed (Grave et al. 2017; Orhan 2018; Khandelwal et al. 2020). A
+shortest path never comes back to a city, so the store must hold other paths than the one being
+written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from citypaths.batches import Batch, batch_of_paths
+from citypaths.memories.keys import Layer, keys_of, states_of
+from citypaths.memories.store import Store, grid, mixed, of_the_best, owner_of_each
 from citypaths.models.base import PathModel, State
 from citypaths.paths import Paths
 
@@ -26,52 +27,33 @@ AT_ONCE = 2**14  # cities in one forward pass
 SIMILARITIES = 2**24  # similarities in memory together
 
 
-@contextmanager
-def captured(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a layer is given, call by call."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def states_of(model: PathModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return what the head of a model is given, [B, T, D], and the logits [B, T, V].
-
-    Raises:
-        ValueError: the model has no `head` that is called once.
-    """
-    head = getattr(model, "head", None)
-    if not isinstance(head, nn.Module):
-        raise ValueError(f"{type(model).__name__} has no head whose input could be a key")
-    with captured(head) as seen:
-        logits = model(batch)
-    if len(seen) != 1 or seen[0].shape[:2] != batch.cities.shape:
-        raise ValueError(f"{type(model).__name__} does not call its head once for all steps")
-    return seen[0], logits
-
-
 @dataclass(frozen=True, eq=False)
-class KeyValueCache:
+class KeyValueCache(Store):
     """Rows of a store; edit it by `rows` and `joined`, which copy.
 
     Attributes:
         keys: float [M, D], of unit length. values: int64 [M], the city that followed.
         origins: int64 [M], the city that the hop starts from. owners: int64 [M], the path of each.
+        layer: of the model, whose input is the key; see `keys.keys_of`.
     """
 
     keys: Tensor
     values: Tensor
     origins: Tensor
     owners: Tensor
+    layer: Layer = "head"
 
     def __len__(self) -> int:
         return len(self.values)
 
     @classmethod
-    def of(cls, model: PathModel, paths: Paths, owners: np.ndarray | None = None) -> KeyValueCache:
+    def of(
+        cls,
+        model: PathModel,
+        paths: Paths,
+        owners: np.ndarray | None = None,
+        layer: Layer = "head",
+    ) -> KeyValueCache:
         """Store a row for every hop of paths (at least two cities each); `owners` name them."""
         owners = np.arange(len(paths)) if owners is None else np.asarray(owners)
         where, parts = next(model.parameters()).device, []
@@ -83,15 +65,15 @@ class KeyValueCache:
                 batch = batch_of_paths(paths.take(some), where)
                 real = batch.labels >= 0
                 owner = torch.as_tensor(owners[some], device=where)[:, None].expand_as(real)
-                keys = F.normalize(states_of(model, batch)[0][real].float(), dim=-1)
+                keys = F.normalize(states_of(model, batch, layer)[0][real].float(), dim=-1)
                 parts.append((keys, batch.labels[real], batch.cities[real], owner[real]))
         if not parts:
             raise ValueError("a cache holds at least one path")
-        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)), layer)
 
     def rows(self, keep: Tensor) -> KeyValueCache:
         """Return the cache with some of its rows: positions or a boolean mask."""
-        return KeyValueCache(*(x[keep] for x in self._columns()))
+        return KeyValueCache(*(x[keep] for x in self._columns()), self.layer)
 
     def without_hops(self, origins: Tensor, values: Tensor, cities: int) -> KeyValueCache:
         """Return the cache without the hops (origin, value): roads that were closed."""
@@ -100,8 +82,15 @@ class KeyValueCache:
 
     def joined(self, other: KeyValueCache) -> KeyValueCache:
         """Return both caches as one; owners are kept as they are."""
+        if other.layer != self.layer:
+            raise ValueError(f"keys of layer {self.layer} and of {other.layer} do not compare")
         pairs = zip(self._columns(), other._columns(), strict=True)
-        return KeyValueCache(*(torch.cat(pair) for pair in pairs))
+        return KeyValueCache(*(torch.cat(pair) for pair in pairs), self.layer)
+
+    @property
+    def flops(self) -> int:
+        """Operations to read once: a similarity a row."""
+        return 2 * self.keys.numel()
 
     def _columns(self) -> tuple[Tensor, ...]:
         return self.keys, self.values, self.origins, self.owners
@@ -109,13 +98,14 @@ class KeyValueCache:
     def nearest(
         self, states: Tensor, k: int, owners: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return similarities [N, k] and rows [N, k] of the nearest keys, exactly, best first.
+        """See `Store.nearest`: exact, by the cosine."""
+        return self.compare(F.normalize(states.float(), dim=-1), k, owners)
 
-        Args:
-            states: [N, D]. owners: [N]; rows of the same owner are left out (minus infinity).
-        """
+    def compare(
+        self, states: Tensor, k: int, owners: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return `nearest` by the inner product with states [N, D] as they are."""
         k, parts = min(k, len(self)), []
-        states = F.normalize(states.float(), dim=-1)
         step = max(1, SIMILARITIES // max(1, len(self)))
         for first in range(0, len(states), step):
             near = states[first : first + step] @ self.keys.T
@@ -127,29 +117,17 @@ class KeyValueCache:
             return states.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def predict(
-        self, states: Tensor, cities: int, theta: float, k: int, owners: Tensor | None = None
-    ) -> Tensor:
-        """Return probabilities [N, cities]: softmax of theta times cosine over the k nearest.
-
-        All zeros where no row is left.
-        """
-        near, rows = self.nearest(states, k, owners)
-        weight = (theta * near).softmax(-1).nan_to_num(0.0)
-        out = weight.new_zeros(len(states), cities)
-        return out.scatter_add_(1, self.values[rows], weight)
-
 
 class Cached(PathModel):
     """A frozen model and a cache: p = (1 - weight) p_model + weight p_cache.
 
     Args:
-        model: whose head's input is the key. cache: made with the same model.
+        model: whose states are the keys. cache: made with the same model.
         theta, weight, k: sharpness, share of the cache, neighbours; see `fit`.
     """
 
     def __init__(
-        self, model: PathModel, cache: KeyValueCache, *, theta: float, weight: float, k: int = 64
+        self, model: PathModel, cache: Store, *, theta: float, weight: float, k: int = 64
     ) -> None:
         super().__init__()
         if not 0 <= weight <= 1 or theta <= 0 or k < 1:
@@ -159,18 +137,14 @@ class Cached(PathModel):
         self.settings: dict[str, Any] = {}
 
     def _mixed(self, logits: Tensor, states: Tensor) -> Tensor:
-        own = logits.float().log_softmax(-1)
         if not self.weight:
-            return own
-        flat = states.flatten(0, -2)
-        recalled = self.cache.predict(flat, self.cities, self.theta, self.k)
-        recalled = recalled.view_as(own)
-        held = self.weight * recalled.sum(-1, keepdim=True)
-        return ((1 - held) * own.exp() + self.weight * recalled).clamp_min(1e-30).log()
+            return logits.float().log_softmax(-1)
+        recall = self.cache.predict(states.flatten(0, -2), self.cities, self.theta, self.k)
+        return mixed(logits, recall.view(logits.shape), self.weight)
 
     def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
         """Return log-probabilities [B, T, V]."""
-        states, logits = states_of(self.model, batch)
+        states, logits = states_of(self.model, batch, self.cache.layer)
         return self._mixed(logits, states)
 
     def start(self, source: Tensor, target: Tensor, loops: int | None = None) -> State:
@@ -179,9 +153,9 @@ class Cached(PathModel):
 
     def step(self, city: Tensor, state: State) -> tuple[Tensor, State]:
         """See `PathModel.step`."""
-        with captured(self.model.head) as seen:
+        with keys_of(self.model, self.cache.layer) as given:
             logits, state = self.model.step(city, state)
-        return self._mixed(logits, seen[0]), state
+        return self._mixed(logits, given(len(city))), state
 
     def reorder(self, state: State, index: Tensor) -> State:
         """See `PathModel.reorder`."""
@@ -189,7 +163,7 @@ class Cached(PathModel):
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Return the model's operations and those of one similarity a row."""
-        return self.model.flops_per_step(loops) + 2 * self.cache.keys.numel()
+        return self.model.flops_per_step(loops) + self.cache.flops
 
     @property
     def flops_to_start(self) -> int:
@@ -199,9 +173,9 @@ class Cached(PathModel):
 
 def fit(
     model: PathModel,
-    cache: KeyValueCache,
+    cache: Store,
     paths: Paths,
-    thetas: Sequence[float] = (5.0, 10.0, 20.0, 40.0, 80.0),
+    thetas: Sequence[float] = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0),
     weights: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
     k: int = 64,
     owners: np.ndarray | None = None,
@@ -213,32 +187,29 @@ def fit(
             it is asked (leave-one-out).
     """
     batch = batch_of_paths(paths, next(model.parameters()).device)
-    real, table = batch.labels >= 0, {}
+    real = batch.labels >= 0
     with torch.inference_mode():
-        states, logits = states_of(model.eval(), batch)
-        asked = None
-        if owners is not None:
-            each = torch.as_tensor(np.asarray(owners), device=real.device)[:, None]
-            asked = each.expand_as(real)[real]
+        states, logits = states_of(model.eval(), batch, cache.layer)
         labels, own = batch.labels[real], logits[real].float().softmax(-1)
         own = own.gather(1, labels[:, None])[:, 0]
-        near, rows = cache.nearest(states[real], k, asked)
+        near, rows = cache.nearest(states[real], k, owner_of_each(owners, real))
         hit = (cache.values[rows] == labels[:, None]).float()
-        for theta, weight in product(thetas, weights):
-            shares = (theta * near).softmax(-1).nan_to_num(0.0)
-            held, recalled = weight * shares.sum(-1), (shares * hit).sum(-1)
-            p = (1 - held) * own + weight * recalled
-            table[theta, weight] = float(-p.clamp_min(1e-30).log().mean())
-    theta, weight = min(table, key=lambda pair: table[pair])
-    return Cached(model, cache, theta=theta, weight=weight, k=k), table
+    table = grid(own, near, hit, thetas, weights)
+    return Cached(model, cache, **of_the_best(table), k=k), table
 
 
-def familiarity(model: PathModel, cache: KeyValueCache, paths: Paths) -> np.ndarray:
-    """Return how near each path's states are to the store on average, float64 [N], at most 1."""
+def familiarity(
+    model: PathModel, cache: Store, paths: Paths, owners: np.ndarray | None = None
+) -> np.ndarray:
+    """Return how near each path's states are to the store on average, float64 [N], at most 1.
+
+    Args:
+        owners: of `paths`, where they are in the store themselves; see `fit`.
+    """
     batch = batch_of_paths(paths, next(model.parameters()).device)
     real = batch.labels >= 0
     with torch.inference_mode():
-        states, _ = states_of(model.eval(), batch)
+        states, _ = states_of(model.eval(), batch, cache.layer)
         near = torch.zeros(real.shape, device=real.device)
-        near[real] = cache.nearest(states[real], 1)[0][:, 0]
+        near[real] = cache.nearest(states[real], 1, owner_of_each(owners, real))[0][:, 0]
     return (near.sum(1) / real.sum(1)).double().cpu().numpy()
