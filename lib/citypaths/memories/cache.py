@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from citypaths.batches import Batch, batch_of_paths
+from citypaths.memories.nearest import nearest
 from citypaths.models.base import PathModel, State
 from citypaths.paths import Paths
 
 AT_ONCE = 2**14  # cities in one forward pass
-SIMILARITIES = 2**24  # similarities in memory together
 
 
 @contextmanager
@@ -114,18 +114,8 @@ class KeyValueCache:
         Args:
             states: [N, D]. owners: [N]; rows of the same owner are left out (minus infinity).
         """
-        k, parts = min(k, len(self)), []
-        states = F.normalize(states.float(), dim=-1)
-        step = max(1, SIMILARITIES // max(1, len(self)))
-        for first in range(0, len(states), step):
-            near = states[first : first + step] @ self.keys.T
-            if owners is not None:
-                same = owners[first : first + step, None] == self.owners
-                near = near.masked_fill(same, float("-inf"))
-            parts.append(near.topk(k))
-        if not parts:
-            return states.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        unit = F.normalize(states.float(), dim=-1)
+        return nearest(self.keys, unit, min(k, len(self)), self.owners, owners)
 
     def predict(
         self, states: Tensor, cities: int, theta: float, k: int, owners: Tensor | None = None
