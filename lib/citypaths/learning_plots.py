@@ -26,6 +26,12 @@ LABELS = {
     STORED: "the learner among the others' hops",
     STITCHED: "stitched from the others' hops",
 }
+AGAINST = {
+    CACHE: "a cache of the others",
+    CACHE_OF_ALL: "a cache of all",
+    STORED: "choosing among the others' hops",
+    STITCHED: "stitching the others' hops",
+}
 LEARNED = "learned (% of the training paths)"
 
 
@@ -88,7 +94,7 @@ def relative_values(table: pd.DataFrame, memories: Sequence[str] = (CACHE, STITC
         ax.axhline(PUBLISHED, color=FAINT, lw=1, ls="--")
         ax.text(0.01, PUBLISHED * 1.05, "CIFAR-10 (Orhan 2019)", transform=ax.get_yaxis_transform())
         ax.set_yscale("symlog", linthresh=0.1)
-        ax.set_title(f"against {LABELS[memory].split(': ')[-1]}")
+        ax.set_title(f"against {AGAINST[memory]}")
         _share_ticks(ax, shares)
     ticks = (-10, -1, 0, 0.1, 0.3, 1, 3, 10, 30, 100)
     low, high = axes[0, 0].get_ylim()

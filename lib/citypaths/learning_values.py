@@ -152,8 +152,7 @@ def break_even(rows: pd.DataFrame) -> pd.DataFrame:
 def _verdict(table: pd.DataFrame, memory: str) -> str:
     """At which shares learning is worth more than a memory, in words."""
     some = table[(table["memory"] == memory) & (table["metric"] == "success")]
-    worth = some["value"].fillna(np.inf)
-    more = [f"{share:g}" for share in some["share"][worth > 1]]
+    more = [f"{share:g}" for share in some["share"][some["learned"] > some["stored"]]]
     if len(more) in (0, len(some)):
         return "at every share tried" if more else "at none of the shares tried"
     return f"at {', '.join(more)} %"
@@ -166,7 +165,8 @@ def sentence(rows: pd.DataFrame, near: int = 10) -> str:
     share = min(shares[shares > 0], key=lambda each: abs(each - near))
     cache, hops = table.loc[(CACHE, share)], table.loc[(STITCHED, share)]
     even = break_even(rows).set_index(["method", "share"])["queries"]
-    text = f"With {share:g} % learned ({cache['seeds']:.0f} seeds), learning the others too changes"
+    seeds = "one seed" if cache["seeds"] == 1 else f"{cache['seeds']:.0f} seeds"
+    text = f"With {share:g} % learned ({seeds}), learning the others too changes"
     text += f" success by {100 * cache['learned']:+.1f} points and caching them by"
     text += f" {100 * cache['stored']:+.1f} (value {told(cache)}; about {PUBLISHED:.0f} on"
     text += f" CIFAR-10, Orhan 2019), stitching their hops by {100 * hops['stored']:+.1f}"

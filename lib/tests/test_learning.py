@@ -132,6 +132,12 @@ def test_the_sentence_says_the_numbers(rows):
     assert "+80.0 (value 0.50 (0.50 to 0.50), below 1" in text
     assert "rather than cache at every share tried, rather than stitch at none" in text
     assert "at 0 % after 18 queries, against stitching never." in text
+    worse = rows.assign(success=rows["success"].where(rows["method"] != CACHE, 0.3))
+    some = worth.sentence(worse[worse["seed"] == 1], near=50)
+    assert some.startswith("With 50 % learned (one seed)") and worth.NO_HELP in some
+    assert "rather than cache at every share" in some
+    ahead = rows["success"].where((rows["method"] != CACHE) | (rows["budget"] > 0), 0.7)
+    assert "rather than cache at 10, 50 %," in worth.sentence(rows.assign(success=ahead))
 
 
 def test_rows_are_of_the_ledger(tried, size, tiny_dataset):
