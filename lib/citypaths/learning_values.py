@@ -162,7 +162,7 @@ def sentence(rows: pd.DataFrame, near: int = 10) -> str:
     """Return when to learn and when to memorize, from the numbers, at the share `near` to this."""
     table = values(rows, ["success"]).set_index(["memory", "share"])
     shares = table.index.unique("share")
-    share = min(shares[shares > 0], key=lambda each: abs(each - near))
+    share = min(shares, key=lambda each: (each == 0, abs(each - near)))
     cache, hops = table.loc[(CACHE, share)], table.loc[(STITCHED, share)]
     even = break_even(rows).set_index(["method", "share"])["queries"]
     seeds = "one seed" if cache["seeds"] == 1 else f"{cache['seeds']:.0f} seeds"
