@@ -93,13 +93,16 @@ def relative_values(table: pd.DataFrame, memories: Sequence[str] = (CACHE, STITC
         ax.axhline(1, color=INK, lw=1)
         ax.axhline(PUBLISHED, color=FAINT, lw=1, ls="--")
         ax.text(0.01, PUBLISHED * 1.05, "CIFAR-10 (Orhan 2019)", transform=ax.get_yaxis_transform())
-        ax.set_yscale("symlog", linthresh=0.1)
+        ax.axhline(0, color=FAINT, lw=1)
+        ax.set_yscale("symlog", linthresh=1, linscale=1.5)
         ax.set_title(f"against {AGAINST[memory]}")
         _share_ticks(ax, shares)
-    ticks = (-10, -1, 0, 0.1, 0.3, 1, 3, 10, 30, 100)
     low, high = axes[0, 0].get_ylim()
-    kept = [tick for tick in ticks if low <= tick <= high]
+    axes[0, 0].set_ylim(max(-1.0, low), min(100.0, max(high, 1.5 * PUBLISHED)))  # bars may leave
+    low, high = axes[0, 0].get_ylim()
+    kept = [tick for tick in (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
     axes[0, 0].set_yticks(kept, [f"{tick:g}" for tick in kept])
+    axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("value of learning, (y - x) / (z - x)")
     axes[0, -1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig

@@ -64,7 +64,7 @@ class Size:
     most_loops: int = 64
     tries: tuple[int, ...] = (8, 64)
     most_tries: int = 1024
-    shares: tuple[int, ...] = (0, 1, 10, 50)
+    shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
 
     @property
