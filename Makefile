@@ -73,6 +73,7 @@ $(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/04-test-time-recurrence.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/05-search.ipynb: $(RUN)/03-rnn-baselines.ipynb
 $(RUN)/06-iterative-refinement.ipynb: $(RUN)/03-rnn-baselines.ipynb
+$(RUN)/08-learning-or-memorizing.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 
 # The environment: conda or mamba where there is one (CITYPATHS_VENV=pip: not even then), else venv
 # and pip. An existing .venv is kept and updated by whichever made it.

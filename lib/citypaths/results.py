@@ -50,6 +50,7 @@ COLUMNS = (
     "device",
     "queries",
     "loss",
+    "next_hop",
     "legal",
     "arrives",
     "bounded_00",
@@ -69,7 +70,7 @@ COLUMNS = (
     "run",
 )
 REGIMES = ("closed_book", "checked", "open_map")
-RATES = (*COLUMNS[COLUMNS.index("legal") : COLUMNS.index("hard_queries")], "hard_success")
+RATES = (*COLUMNS[COLUMNS.index("next_hop") : COLUMNS.index("hard_queries")], "hard_success")
 RATES += ("recall",)
 UNSEALED = {"run", "rows", "settings", "versions", "machine"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
@@ -331,6 +332,26 @@ def exchange_table(size: str) -> str:
     return "\n".join(lines)
 
 
+def learning_table(size: str) -> str:
+    """Return notebook 08's accuracies and the value of learning at a size, by share learned."""
+    from citypaths import learning, learning_values  # they read this module
+
+    rows = learning_values.recorded(size)
+    if rows.empty:
+        return f"No run of `08-learning-or-memorizing` is recorded at size {size}."
+    found = learning_values.values(rows, ["next_hop", "success", "hard_success"])
+    found = found.set_index(["memory", "metric", "share"])
+    lines = ["| measured in | learned | alone | + cache of the rest | value | stitched | value |"]
+    lines.append("|---" * 7 + "|")
+    for (metric, share), cache in found.loc[learning.CACHE].iterrows():
+        hops = found.loc[(learning.STITCHED, metric, share)]
+        cells = [metric.replace("_", " "), f"{share:g} %", percent(cache["x"])]
+        for row in (cache, hops):
+            cells += [percent(row["z"]), learning_values.told(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def best_of_curves(rows: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
     """Return success of the best of N by hops and verifier, a Series by N, from ledger rows."""
     rows = rows[rows["method"].astype(str).str.match(r"best of \d+ by ")]
@@ -393,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "refinement-small": lambda: refinement_table("small"),
     "exchange-small": lambda: exchange_table("small"),
     "exchange-medium": lambda: exchange_table("medium"),
+    "learning-small": lambda: learning_table("small"),
     "race-small": lambda: race_table("small"),
     "race-medium": lambda: race_table("medium"),
     "long-medium": lambda: race_table("medium", "longest 5 %"),

@@ -34,6 +34,7 @@ class Size:
             how far it goes.
         tries, most_tries: attempts of the best-of-N searches of notebook 05, and of its curves.
         lessons, map_cities: training steps of each memory of notebook 07, cities on its maps.
+        shares: percent of the training paths that notebook 08 learns, the others being memorized.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
     """
@@ -66,6 +67,7 @@ class Size:
     most_tries: int = 1024
     lessons: int = 1_000
     map_cities: int = 12
+    shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
 
     @property
@@ -87,7 +89,7 @@ SIZES = {
         Size(
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
             "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
-            race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64,
+            race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64, shares=(0, 10),
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,

@@ -68,11 +68,20 @@ def test_all_neighbours_are_the_full_kernel(cache, model, queries):
     assert (few > 0).sum(1).max() <= 7
 
 
-def test_slices_decide_nothing(cache, model, queries, monkeypatch):
+@pytest.mark.parametrize("k", [1, 5, 300])
+@pytest.mark.parametrize("owned", [False, True])
+def test_blocks_and_slices_decide_nothing(cache, model, queries, monkeypatch, k, owned):
     states = states_of(model, batch_of(queries.rows))[0].flatten(0, 1)[:40]
-    whole = cache.nearest(states, 5)
-    monkeypatch.setattr("citypaths.memories.cache.SIMILARITIES", 3 * len(cache))
-    torch.testing.assert_close(cache.nearest(states, 5)[0], whole[0], atol=1e-6, rtol=0)
+    asked = cache.owners[torch.arange(40) * 7] if owned else None
+    whole = cache.nearest(states, k, asked)
+    for name, value in {"FEW": 0, "PIECE": 256, "STATES": 7}.items():
+        monkeypatch.setattr(f"citypaths.memories.nearest.{name}", value)
+    assert len(cache) % 32, "the last block is not full"
+    near, rows = cache.nearest(states, k, asked)
+    torch.testing.assert_close(near, whole[0], atol=1e-6, rtol=0)
+    unit = torch.nn.functional.normalize(states, dim=-1)
+    torch.testing.assert_close((unit[:, None] * cache.keys[rows]).sum(-1), near)
+    assert all(len(set(each)) == k for each in rows.tolist())
 
 
 def test_leave_one_out(cache, model, stored):

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from citypaths.batches import Batch, batch_of_paths
 from citypaths.memories.keys import Layer, keys_of, states_of
+from citypaths.memories.nearest import nearest
 from citypaths.memories.store import Store, grid, mixed, of_the_best, owner_of_each
 from citypaths.models.base import PathModel, State
 from citypaths.paths import Paths
 
 AT_ONCE = 2**14  # cities in one forward pass
-SIMILARITIES = 2**24  # similarities in memory together
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +105,7 @@ class KeyValueCache(Store):
         self, states: Tensor, k: int, owners: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return `nearest` by the inner product with states [N, D] as they are."""
-        k, parts = min(k, len(self)), []
-        step = max(1, SIMILARITIES // max(1, len(self)))
-        for first in range(0, len(states), step):
-            near = states[first : first + step] @ self.keys.T
-            if owners is not None:
-                same = owners[first : first + step, None] == self.owners
-                near = near.masked_fill(same, float("-inf"))
-            parts.append(near.topk(k))
-        if not parts:
-            return states.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return nearest(self.keys, states, min(k, len(self)), self.owners, owners)
 
 
 class Cached(PathModel):
