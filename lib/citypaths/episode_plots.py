@@ -87,23 +87,20 @@ def _line(ax: Axes, part: pd.DataFrame, column: str, label: str, **style: Any) -
 def against_dial(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> Figure:
     """Draw success and recall against a dial of episodes, a column for each kind of exam.
 
-    `kinds` maps a prefix of `split` to the name of its axis, as in {"episodes, edges, ": "cities"};
-    the number in what follows the prefix is the dial.
+    `kinds` maps a pattern of `split` to the name of its axis; the first number in it is the dial.
     """
     frame = pd.DataFrame(list(rows))
     frame["arm"] = np.where(frame["model"] == "none", frame["method"], frame["model"])
     colours = hues(list(dict.fromkeys(frame["arm"])))
     size = (5.6 * len(kinds), 7.2)
     fig, axes = plt.subplots(2, len(kinds), figsize=size, layout="constrained", squeeze=False)
-    for column, (prefix, name) in enumerate(kinds.items()):
-        some = frame[frame["split"].str.match(prefix)]
-        some = some.assign(dial=some["split"].str.extract(prefix + r"\D*(\d+)")[0].astype(int))
-        for (arm, part), ax in (
-            (x, a) for x in some.groupby("arm", sort=False) for a in axes[:1, column]
-        ):
+    for column, (pattern, name) in enumerate(kinds.items()):
+        some = frame[frame["split"].str.fullmatch(pattern)]
+        some = some.assign(dial=some["split"].str.extract(r"(\d+)")[0].astype(int))
+        for arm, part in some.groupby("arm", sort=False):
             walk = part["model"].iloc[0] == "none"
             style = {"color": colours[arm], "ls": ":" if walk else "--" if "," in arm else "-"}
-            _line(ax, part, "hard_success", arm, **style)
+            _line(axes[0, column], part, "hard_success", arm, **style)
             if not walk:
                 _line(axes[1, column], part, "recall", arm, **style)
         axes[0, column].set(ylabel="success, no direct hop", ylim=(0, None))

@@ -18,7 +18,7 @@ from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
 from citypaths.files import DataFileError, atomic_write, reports_dir
 from citypaths.floors import Found, walk
 from citypaths.graph import CityGraph, build_graph, jittered, load_graph
-from citypaths.metrics import by_detour, by_hops, judge, summarise, wilson
+from citypaths.metrics import by_detour, by_hops, judge, ledger_rates
 from citypaths.models import PathModel
 from citypaths.sizes import Size, digest
 from citypaths.splits import Split, recipe_for
@@ -135,15 +135,7 @@ class Queries:
 
 def ledger_row(judged: pd.DataFrame, found: Found) -> dict[str, Any]:
     """Return the ledger's metric and cost columns for one method on one set of queries."""
-    row = summarise(judged).iloc[0].to_dict()
-    hard = judged[judged["hard"]]
-    low, high = wilson(hard["success"].sum(), len(hard))
-    row |= {
-        "hard_queries": len(hard),
-        "hard_success": hard["success"].mean() if len(hard) else np.nan,
-    }
-    row |= {"hard_success_low": float(low), "hard_success_high": float(high)}
-    return row | found.cost()
+    return ledger_rates(judged) | found.cost()
 
 
 def arm_settings(arm: str) -> dict[str, Any]:

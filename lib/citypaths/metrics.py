@@ -120,6 +120,15 @@ def summarise(judged: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd
     return table
 
 
+def ledger_rates(judged: pd.DataFrame) -> dict[str, float]:
+    """Return the ledger's counts and rates of judged queries, their `hard` subset beside all."""
+    hard = judged[judged["hard"]]
+    low, high = wilson(hard["success"].sum(), len(hard))
+    row = summarise(judged).iloc[0].to_dict() | {"hard_queries": len(hard)}
+    row |= {"hard_success": hard["success"].mean() if len(hard) else np.nan}
+    return row | {"hard_success_low": float(low), "hard_success_high": float(high)}
+
+
 def by_hops(hops: np.ndarray) -> pd.Categorical:
     """Return each query's group by hops of the shortest path: quartiles, and the longest 5 %."""
     if not len(hops):

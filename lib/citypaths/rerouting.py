@@ -16,6 +16,7 @@ from citypaths.editing import Edit
 from citypaths.floors import Found, best_first
 from citypaths.lab import Queries
 from citypaths.memories import Cached, Hops, KeyValueCache, Roads
+from citypaths.metrics import ledger_rates
 from citypaths.paths import Paths
 from citypaths.scorers import PathLength
 from citypaths.scoring import Scored, score
@@ -197,7 +198,7 @@ def answered(edit: Edit, families: Iterable[Family]) -> list[Scored]:
 def reroute(edits: Mapping[tuple[float, int], Edit], families: Iterable[Family]) -> pd.DataFrame:
     """Return one row a family, edit and query: was it answered, and what did that cost?
 
-    Columns: family, share (or count), seed, query, hit, needed, hard, success, legal, arrives,
+    Columns: those of `Queries.judge`, and family, share (or count), seed, query, hit, needed,
     lookups, flops.
     """
     parts, families = [], list(families)
@@ -205,11 +206,25 @@ def reroute(edits: Mapping[tuple[float, int], Edit], families: Iterable[Family])
         groups = {"query": edit.kept, "hit": edit.hit, "needed": edit.needed}
         for family in families:
             found = family.answer(edit)
-            judged = edit.queries.judge(found)[["hard", "success", "legal", "arrives"]]
             what = {"family": family.label, "share": share, "seed": seed}
             spent = {"lookups": found.lookups, "flops": found.flops}
-            parts.append(judged.assign(**what, **groups, **spent))
+            parts.append(edit.queries.judge(found).assign(**what, **groups, **spent))
     return pd.concat(parts, ignore_index=True)
+
+
+def records(rerouted: pd.DataFrame, families: Iterable[Family]) -> list[dict[str, Any]]:
+    """Return a ledger row a family and share closed, over all its seeds; `split` names the share.
+
+    Rows for the queries whose shortest path was hit are apart.
+    """
+    names, rows = {family.label: family.names for family in families}, []
+    for group in ("closed", "closed, path hit"):
+        some = rerouted[rerouted["hit"]] if group.endswith("hit") else rerouted
+        for (family, share), part in some.groupby(["family", "share"], sort=False):
+            spent = {"lookups": part["lookups"].mean(), "inference_flops": part["flops"].mean()}
+            what = {"split": f"{share:.1%} of hops {group}"} | names[family]
+            rows.append(ledger_rates(part) | spent | what)
+    return rows
 
 
 def summary(rerouted: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -65,7 +65,7 @@ class Size:
     most_loops: int = 64
     tries: tuple[int, ...] = (8, 64)
     most_tries: int = 1024
-    lessons: int = 1_000
+    lessons: int = 250
     map_cities: int = 12
     shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
@@ -90,6 +90,7 @@ SIZES = {
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
             "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
             race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64, shares=(0, 10),
+            lessons=4, map_cities=6,
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,
@@ -100,13 +101,13 @@ SIZES = {
             "medium", SIX_STATES, 20, 500_000, 1_000, 6_000,
             ("gru-64", "gru-128", "gru-256", "lstm-128"), 1_000,
             "replica", "gru-64", 800, 1_000, batch_tokens=4_096, budget=4e12, seeds=3,
-            race=1_000, dial=200, most_tries=256,
+            race=1_000, dial=200, most_tries=256, lessons=600,
         ),
         Size(
             "full", None, 75, 5_000_000, 2_000, 10_000, ("gru-256", "gru-512", "lstm-512"), 20_000,
             "replica", "gru-1024", 10_000, 2_000, batch_tokens=32_768, learning_rate=3e-3,
             width=512, budget=1e17, budget_tokens=16_384, budget_rate=3e-3, seeds=3,
-            race=2_000, dial=1_000,
+            race=2_000, dial=1_000, lessons=20_000,
         ),
         Size(
             "tiny_two_way", ("TN",), 30, 12_000, 400, 2_000, (), 0, "", "", 0, 200,

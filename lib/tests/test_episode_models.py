@@ -141,8 +141,8 @@ def test_an_untrained_model_goes_through_all_exams(atlas, episodes):
     assert list(causes.columns) == list(study.TAPS)
     assert causes.loc["lstm", "reads blanked"] == causes.loc["lstm", "as it is"]
     sizes_tried = study.memory_sizes(models, episodes, (0.5, 1.0))
-    assert list(sizes_tried.index) == ["dnc (32 slots)"]
-    assert sizes_tried["1 x"].iloc[0] == pytest.approx(causes.loc["dnc", "as it is"])
+    assert list(sizes_tried.index) == ["dnc"]
+    assert sizes_tried["1 x memory"].iloc[0] == pytest.approx(causes.loc["dnc", "as it is"])
 
 
 def test_arms_of_a_size_are_alike_in_parameters():

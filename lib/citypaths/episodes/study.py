@@ -18,25 +18,26 @@ from citypaths.episodes.model import EpisodeModel, Lessons
 from citypaths.episodes.task import Episodes, Task, draw_episodes, varied
 from citypaths.lab import device
 from citypaths.memories import blanked, make_memory, swapped
-from citypaths.memories.core import Tap
-from citypaths.metrics import summarise, wilson
+from citypaths.memories.core import Tap, numbers_held
+from citypaths.metrics import ledger_rates
 from citypaths.sizes import Size, digest
 from citypaths.train import Evaluate, Trained, TrainSettings
 
 WIDTH = 48
 PARAMETERS = 48_000  # of the memory of every arm, at most
 BATCH = 32
-RATE = 5e-3
+RATE = 1e-2
 EXAM = 9_000  # seed of exams, which no training has
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A memory with its settings; `longer` multiplies the steps of its training."""
+    """A memory with its settings; `longer` multiplies its training steps, `rate` is of learning."""
 
     memory: str
     settings: Mapping[str, Any]
     longer: int = 1
+    rate: float = RATE
 
 
 ARMS: dict[str, Arm] = {
@@ -52,7 +53,7 @@ ARMS: dict[str, Arm] = {
         {"slots": 32, "word": 24, "heads": 2, "masked": True, "freed": True, "sharpened": True},
     ),
     "associative": Arm("associative", {"copies": 4}),
-    "plastic": Arm("plastic", {}),
+    "plastic": Arm("plastic", {}, rate=5e-3),
     "lstm, longer": Arm("lstm", {}, 4),
     "transformer, longer": Arm("transformer", {"layers": 2}, 4),
 }
@@ -99,7 +100,7 @@ def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:
     """Train (or load) an arm of `ARMS` on a size's episodes, watched on episodes of its own."""
     arm, lessons = ARMS[label], lessons_of(size, atlas)
     settings = TrainSettings(
-        size.lessons * arm.longer, learning_rate=RATE, seed=seed, evaluations=10
+        size.lessons * arm.longer, learning_rate=arm.rate, seed=seed, evaluations=10
     )
     model = model_settings(arm, lessons.task)
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
@@ -107,6 +108,25 @@ def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:
     folder = size.folder / "models" / f"{label.replace(', ', '-')}-episodes-seed{seed}-{name}"
     watch = watched(asked(varied(lessons.task, closures=0, delay=0), atlas, 64, seed=1))
     return training.train("episodes", lessons, folder, settings, model, watch, device())
+
+
+def cards(trained: Mapping[tuple[str, int], Trained]) -> pd.DataFrame:
+    """Return one row an arm: its size, what it holds, and what it costs (means over seeds).
+
+    Columns: parameters, numbers held (after 128 steps), FLOPs a step, steps, training
+    FLOPs and seconds.
+    """
+    table = {}
+    for label in dict.fromkeys(name for name, _ in trained):
+        some = [one for (name, _), one in trained.items() if name == label]
+        model = some[0].model.eval()
+        with torch.inference_mode():
+            _, state = model.memory(torch.zeros(1, 128, model.memory.width, device=device()))
+        row = {"parameters": model.memory.parameters_count, "numbers held": numbers_held(state)}
+        row |= {"FLOPs a step": model.flops_per_step(), "steps": some[0].steps}
+        row |= {"training FLOPs": some[0].training_flops}
+        table[label] = row | {"seconds": np.mean([one.seconds for one in some])}
+    return pd.DataFrame(table).T
 
 
 def asked(task: Task, atlas: Atlas, count: int, seed: int = 0) -> Episodes:
@@ -135,12 +155,7 @@ def marks(episodes: Episodes, answers: Answers) -> dict[str, float]:
 
 def row(episodes: Episodes, answers: Answers, **names: Any) -> dict[str, Any]:
     """Return the ledger's row of answers; `names` are further columns."""
-    judged = judge(episodes, answers)
-    hard = judged[judged["hard"]]
-    low, high = wilson(hard["success"].sum(), len(hard))
-    found = summarise(judged).iloc[0].to_dict() | {"hard_queries": len(hard)}
-    found |= {"hard_success": hard["success"].mean() if len(hard) else np.nan}
-    found |= {"hard_success_low": float(low), "hard_success_high": float(high)}
+    found = ledger_rates(judge(episodes, answers))
     if episodes.task.recalls:
         found["recall"] = float(recall(episodes, answers).mean())
     return found | {"regime": "closed_book", "lookups": 0.0, "expansions": 0.0} | names
@@ -180,6 +195,18 @@ def floor_rows(exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
             found = row(episodes, answers, **names, training_flops=0.0)
             rows.append(found | {"regime": "open_map"})
     return rows
+
+
+DIALS = {
+    r"episodes, edges, \d+ cities": "cities on the map, its edges shown",
+    r"episodes, paths, \d+ shown": "solved paths shown",
+}
+
+
+def abroad(task: Task, atlas: Atlas, count: int) -> dict[str, Episodes]:
+    """Return an exam with all edges of maps of another atlas shown."""
+    plain = varied(task, closures=0, delay=0, show="edges")
+    return {f"episodes, edges, {atlas.name}": asked(plain, atlas, count)}
 
 
 def sizes_of_map(
@@ -241,7 +268,9 @@ def influence(trained: Mapping[tuple[str, int], Trained], episodes: Episodes) ->
 
 
 def memory_sizes(
-    trained: Mapping[tuple[str, int], Trained], episodes: Episodes, shares: Sequence[float]
+    trained: Mapping[tuple[str, int], Trained],
+    episodes: Episodes,
+    shares: Sequence[float] = (0.5, 2.0),
 ) -> pd.DataFrame:
     """Return hard-subset success (mean over seeds) with the memory made smaller or larger at test.
 
@@ -254,11 +283,10 @@ def memory_sizes(
         dial = next((d for d in ("slots", "memory") if hasattr(some[0].memory, d)), None)
         if dial is None:
             continue
-        cells: dict[str, float] = {}
-        for share in shares:
-            got = [_resized(model, dial, share, episodes) for model in some]
-            cells[f"{share:g} x"] = float(np.mean(got))
-        table[f"{label} ({getattr(some[0].memory, dial)} {dial})"] = cells
+        table[label] = {
+            f"{share:g} x memory": np.mean([_resized(m, dial, share, episodes) for m in some])
+            for share in shares
+        }
     return pd.DataFrame(table).T
 
 

@@ -67,7 +67,7 @@ class Plastic(Memory):
         # Small, so that what was seen before does not echo into the keys; alpha is positive, so
         # that a trace gives back what it holds before anything is learned.
         self.fixed = nn.Parameter(torch.randn(hidden, hidden) * 0.01)
-        self.alpha = nn.Parameter(torch.rand(hidden, hidden) * 2 * hidden**-0.5)
+        self.alpha = nn.Parameter(torch.rand(hidden, hidden) * 4 / hidden)
         self.output = nn.Linear(hidden, width)
         if rule != "modulated":
             self.rate_logit = nn.Parameter(torch.tensor(rate).logit())
