@@ -1,6 +1,6 @@
 """Speed and memory, as ratios against a peer measured in the same run (`make bench`).
 
-    python -m citypaths.bench [trees] [paths] [dataset] [decoding] [models]
+    python -m citypaths.bench [trees] [paths] [dataset] [decoding] [models] [memories]
 
 Every part prints a Markdown table and files it in `reports/bench.md`.
 """
@@ -33,6 +33,7 @@ from citypaths.decode_bench import bench_decoding
 from citypaths.device_trees import DeviceTrees
 from citypaths.files import reports_dir, write_bytes
 from citypaths.graph import CityGraph, Orientation, build_graph, load_graph
+from citypaths.memory_bench import bench_memories
 from citypaths.model_bench import Line, bench_models
 from citypaths.paths import Paths
 from citypaths.shards import Rows, count_rows, encode_shard, sample_rows
@@ -222,6 +223,7 @@ BENCHES: dict[str, Callable[[], list[Line]]] = {
     "dataset": bench_dataset,
     "decoding": bench_decoding,
     "models": bench_models,
+    "memories": bench_memories,
 }
 
 

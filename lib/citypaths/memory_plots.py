@@ -76,20 +76,22 @@ def after_closures(
 def rerouted_query(edit: Edit, before: Found, weights: Found, memory: Found) -> int:
     """Return a query that a closure sends elsewhere: the memory answers it well, the weights not.
 
-    Among those the one whose answers lie farthest apart, as the crow flies.
+    Among those the one whose answers lie farthest apart, as the crow flies; where there is none,
+    among all that the edit hit.
 
     Args:
         before: the memory's answers before the edit. weights, memory: after it; all for the
             queries of the edit.
 
     Raises:
-        LookupError: there is none.
+        LookupError: the edit hit no query.
     """
     good, bad = edit.queries.judge(memory)["success"], edit.queries.judge(weights)["success"]
     was = _legal_before(edit, before) & _legal_before(edit, weights)
-    fits = np.flatnonzero(edit.hit & good & ~bad & was)
+    best = edit.hit & good & ~bad & was
+    fits = np.flatnonzero(best if best.any() else edit.hit)
     if not len(fits):
-        raise LookupError("no query of this edit that the memory alone answers well")
+        raise LookupError("no query whose shortest path was closed")
     apart = [_apart(edit, memory.paths[i], weights.paths[i]) for i in fits]
     return int(fits[int(np.argmax(apart))])
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from citypaths import bench, decode_bench, model_bench, search
+from citypaths import bench, decode_bench, memory_bench, model_bench, search
+from citypaths.memories import MEMORIES
 from citypaths.survey import draw_sample
 
 
@@ -31,7 +32,7 @@ def test_every_family_is_measured_and_missing_peers_are_named(monkeypatch, tenne
         assert float(ratio) > 0
 
 
-@pytest.mark.parametrize("name", ["models", "decoding"])
+@pytest.mark.parametrize("name", ["models", "decoding", "memories"])
 def test_parts_are_known_to_the_command(name):
     assert name in bench.BENCHES
 
@@ -58,3 +59,19 @@ def test_beams_are_timed_batched_and_one_by_one_and_a_missing_peer_is_named(monk
     rates = [float(line[1].split()[0].replace(",", "")) for line in lines[:-1]]
     for rate, line in zip(rates, lines, strict=False):
         assert rate > 0 and float(line[2]) == pytest.approx(rates[0] / rate, rel=0.05, abs=0.01)
+
+
+def test_every_memory_is_timed_and_only_what_grows_holds_more(monkeypatch):
+    small = {"WIDTH": 8, "HIDDEN": 8, "STREAMS": 2, "STEPS": 32, "LONG": 96, "ROWS": (50, 100)}
+    for name, value in small.items():
+        monkeypatch.setattr(memory_bench, name, value)
+    lines = memory_bench.bench_memories(1)
+    assert len(lines) == 2 * len(MEMORIES) + 3 * len(memory_bench.GROWN) + 2
+    assert all(float(ratio) > 0 for _, _, ratio in lines)
+    streams = {what.split(",")[0]: cost for what, cost, _ in lines if "against step" in what}
+    for kind, cost in streams.items():
+        held = float(cost.split(", ")[1].split(" times")[0])
+        assert (held > 1.5) == MEMORIES[kind].grows, kind
+    dials = [cost for what, cost, _ in lines if what.startswith("dnc, slots")]
+    held = [int(cost.split("step, ")[1].split(" ")[0].replace(",", "")) for cost in dials]
+    assert held == sorted(held) and held[-1] > 10 * held[0]  # the link grows as the square

@@ -158,8 +158,10 @@ def test_a_query_that_only_the_memory_takes_elsewhere(place):
     north, south = Paths.from_lists([[0, 1, 3]]), Paths.from_lists([[0, 2, 3]])
     before, after = found(north), found(south)
     assert memory_plots.rerouted_query(edit, before, before, after) == 0
-    with pytest.raises(LookupError, match="memory alone"):
-        memory_plots.rerouted_query(edit, before, after, after)
+    assert memory_plots.rerouted_query(edit, before, after, after) == 0  # the only one hit
+    untouched = Edit.of(queries, closed(graph, [(0, 2)]))
+    with pytest.raises(LookupError, match="no query whose shortest path was closed"):
+        memory_plots.rerouted_query(untouched, before, before, before)
     fig, ax = plt.subplots()
     answers = {"weights": north[0], "memory": south[0]}
     memory_plots.reroute_map(edit, 0, answers, ax)
