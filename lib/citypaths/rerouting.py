@@ -71,11 +71,11 @@ def _same_as_before(found: Found, edit: Edit) -> Found:
     return Found(found.paths.take(edit.kept), *costs, found.seconds)
 
 
-def checked(arm: str, trained: Trained, seed: int = 0) -> list[Family]:
+def checked(arm: str, trained: Trained, n: int = 8, seed: int = 0) -> list[Family]:
     """Return the alternative without a memory: every hop is looked up on the edited map."""
 
     def best(edit: Edit) -> Found:
-        options = {"n": 8, "scorer": PathLength(edit.after), "seed": seed, "checked_by": edit.after}
+        options = {"n": n, "scorer": PathLength(edit.after), "seed": seed, "checked_by": edit.after}
         return edit.queries.decode(search.best_of, model, **options)
 
     def decoded(decoder: Callable[..., Found], options: dict[str, Any], edit: Edit) -> Found:
@@ -85,7 +85,7 @@ def checked(arm: str, trained: Trained, seed: int = 0) -> list[Family]:
     table = {
         "greedy, checked": (1, partial(decoded, search.greedy, {})),
         "beam 8, checked": (8, partial(decoded, search.beam, {"width": 8})),
-        "best of 8, checked": (8, best),
+        f"best of {n}, checked": (n, best),
     }
     return [
         Family(answer, _names(method, arm, "checked", trained, budget))

@@ -79,6 +79,9 @@ def _path(model, episodes: Episodes, number: int, state, city_of: Tensor):
         _, state = model.read(_steps(question(maps, here, goal, task.think)).to(device), state)
     path, going = [here], np.ones(len(maps), bool)
     for _ in range(task.hops + SPARE):
+        if not going.any():
+            path.append(np.full(len(maps), -1))
+            continue
         step = _steps(asking(maps, np.maximum(here, 0), goal, going)).to(device)
         logits, state = model.read(step, state)
         said = city_of.gather(1, logits[:, -1].argmax(-1, keepdim=True))[:, 0].cpu().numpy()
