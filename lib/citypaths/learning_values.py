@@ -17,6 +17,7 @@ MEMORIES = (CACHE, CACHE_OF_ALL, STORED, STITCHED)
 NOTEBOOK = "08-learning-or-memorizing"
 PUBLISHED = 10.0  # CIFAR-10 (Orhan 2019)
 NO_HELP = "memory does not help"
+ROUNDING = 1e-9
 
 
 def recorded(size: str) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def _value(rows: pd.DataFrame, memory: str, metric: str, share: int) -> dict:
     row = {"memory": memory, "metric": metric, "share": share} | seeds.mean().to_dict()
     row |= {"learned": learned.mean(), "stored": stored.mean()}
     row |= {"value": np.nan, "low": np.nan, "high": np.nan, "seeds": len(seeds)}
-    if row["stored"] > 0:
+    if row["stored"] > ROUNDING:
         low, high = ratio_interval(learned.to_numpy(), stored.to_numpy())
         row |= {"value": row["learned"] / row["stored"], "low": low, "high": high}
     return row

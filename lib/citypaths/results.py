@@ -223,6 +223,8 @@ def quantity(value: float) -> str:
     """Return a large number as text with three digits, such as 4.61 M."""
     if value is None or pd.isna(value):
         return "-"
+    if math.isinf(value):
+        return str(value)
     for power, unit in ((12, " T"), (9, " G"), (6, " M"), (3, " k")):
         if abs(value) >= 0.9995 * 10**power:  # what three digits round up to it
             return f"{value / 10**power:.3g}{unit}"

@@ -65,7 +65,7 @@ class Size:
     most_loops: int = 64
     tries: tuple[int, ...] = (8, 64)
     most_tries: int = 1024
-    lessons: int = 250
+    lessons: int = 200
     map_cities: int = 12
     shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
