@@ -31,7 +31,7 @@ run: $(EXECUTED) ## execute the notebooks that are out of date, in order, at SIZ
 
 test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@echo "== package, notebooks' hygiene, environment files"
-	@$(PY) -m pytest lib/tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest lib/tests -n auto --dist loadfile
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
 	@$(PY) -m citypaths.runner prepare -p size tiny $(NOTEBOOKS) $(TINY)
@@ -73,6 +73,7 @@ $(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/04-test-time-recurrence.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 $(RUN)/05-search.ipynb: $(RUN)/03-rnn-baselines.ipynb
 $(RUN)/06-iterative-refinement.ipynb: $(RUN)/03-rnn-baselines.ipynb
+$(RUN)/07-external-memory.ipynb: $(RUN)/03-rnn-baselines.ipynb
 $(RUN)/08-learning-or-memorizing.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 
 # The environment: conda or mamba where there is one (CITYPATHS_VENV=pip: not even then), else venv

@@ -80,7 +80,7 @@ def _line(ax: Axes, part: pd.DataFrame, column: str, label: str, **style: Any) -
             bounds = tuple(map(float, wilson(each[0] * count, count)))
         for values, value in zip((x, mean, low, high), (at, centre, *bounds), strict=True):
             values.append(value)
-    ax.plot(x, mean, "o-", label=label, ms=4, lw=1.5, **style)
+    ax.plot(x, mean, marker="o", label=label, ms=4, lw=1.5, **style)
     ax.fill_between(x, low, high, alpha=0.12, lw=0, color=style["color"])
 
 

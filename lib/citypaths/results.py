@@ -407,6 +407,15 @@ def dial_table(size: str) -> str:
     return "\n".join(lines)
 
 
+def memory_table(size: str, of: str) -> str:
+    """Return notebook 07's table of `of`, "episodes" or "closures", at a size."""
+    from citypaths import memory_tables  # it reads this module
+
+    return {"episodes": memory_tables.episodes_table, "closures": memory_tables.closures_table}[of](
+        size
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "baseline-small": lambda: baseline_table("small"),
     "baseline-medium": lambda: baseline_table("medium"),
@@ -417,6 +426,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "exchange-small": lambda: exchange_table("small"),
     "exchange-medium": lambda: exchange_table("medium"),
     "learning-small": lambda: learning_table("small"),
+    "closures-small": lambda: memory_table("small", "closures"),
+    "episodes-small": lambda: memory_table("small", "episodes"),
+    "episodes-medium": lambda: memory_table("medium", "episodes"),
     "race-small": lambda: race_table("small"),
     "race-medium": lambda: race_table("medium"),
     "long-medium": lambda: race_table("medium", "longest 5 %"),
