@@ -16,7 +16,7 @@ TINY := data/executed/nbval-tiny
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Command lines and the benchmark change no result, nor does the place where it is made.
-ASIDE := runner bench training workers cluster sweeps apart
+ASIDE := runner bench memory_bench training workers cluster sweeps apart
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
 
 .DEFAULT_GOAL := help
