@@ -103,6 +103,8 @@ def against_dial(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) ->
             _line(axes[0, column], part, "hard_success", arm, **style)
             if not walk:
                 _line(axes[1, column], part, "recall", arm, **style)
+        for ax in axes[:, column]:
+            ax.set_xticks(sorted(some["dial"].unique()))
         axes[0, column].set(ylabel="success, no direct hop", ylim=(0, None))
         axes[1, column].set(ylabel="recall of a hop", ylim=(0, 1.02), xlabel=name)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
