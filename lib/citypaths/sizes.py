@@ -33,7 +33,8 @@ class Size:
         race, dial, most_loops: their test queries, those on which the dial of loops is turned, and
             how far it goes.
         tries, most_tries: attempts of the best-of-N searches of notebook 05, and of its curves.
-        lessons, map_cities: training steps of each memory of notebook 07, cities on its maps.
+        memories, lessons, map_cities: memories of notebook 07 that read new maps (none: all of
+            `episodes.study.ARMS`), training steps of each, cities on its maps.
         shares: percent of the training paths that notebook 08 learns, the others being memorized.
         jitter: lengthen each edge by a hashed factor of up to 1 + jitter, so that every query has
             one clean label (0: real lengths, whose near-ties are label noise).
@@ -65,6 +66,7 @@ class Size:
     most_loops: int = 64
     tries: tuple[int, ...] = (8, 64)
     most_tries: int = 1024
+    memories: tuple[str, ...] = ()
     lessons: int = 200
     map_cities: int = 12
     shares: tuple[int, ...] = (0, 10, 50)
@@ -90,7 +92,7 @@ SIZES = {
             "tiny", ("TN",), 30, 12_000, 400, 2_000, ("gru-16", "gru-32", "lstm-32"), 60,
             "tiny_two_way", "gru-32", 40, 200, width=32, budget=2e9,
             race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64, shares=(0, 10),
-            lessons=4, map_cities=6,
+            memories=("lstm", "xl", "dnc", "lstm, longer"), lessons=4, map_cities=6,
         ),
         Size(
             "small", ("NC",), 30, 80_000, 1_000, 6_000,

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m citypaths.episodes", description="Memories on new maps in context."
     )
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
-    main.add_argument("--arms", nargs="+", choices=list(study.ARMS), default=list(study.ARMS))
+    main.add_argument("--arms", nargs="+", choices=list(study.ARMS), help="default: the size's")
     main.add_argument("--seeds", nargs="+", type=int, help="default: as many as the size has")
     main.add_argument("--exams", type=int, help="episodes of each exam (default: the size's dial)")
     main.add_argument("--train-only", action="store_true")
@@ -97,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     size = get_size(options.size, options.overrides)
     seeds = options.seeds or list(range(size.seeds))
     country, held = Atlas.of(load_cities(), "US").split()
-    trained = {(a, s): study.train_arm(size, country, a, s) for a in options.arms for s in seeds}
+    arms = options.arms or size.memories or study.ARMS
+    trained = {(a, s): study.train_arm(size, country, a, s) for a in arms for s in seeds}
     if options.train_only:
         return 0
     plots.use_style()
