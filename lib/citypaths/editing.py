@@ -32,7 +32,9 @@ def closed(graph: CityGraph, hops) -> CityGraph:
     at = graph.edge_index(hops[:, 0], hops[:, 1])
     if (at < 0).any():
         raise ValueError("{} -> {} is no hop of this graph".format(*hops[at < 0][0]))
-    return _with_edges(graph, np.delete(np.arange(len(graph.indices)), at))
+    kept = np.ones(len(graph.indices), bool)
+    kept[at] = False
+    return graph.with_edges(kept)
 
 
 def closed_cities(graph: CityGraph, cities) -> CityGraph:
@@ -46,13 +48,7 @@ def closed_cities(graph: CityGraph, cities) -> CityGraph:
         raise ValueError(f"cities are ids from 0 to {len(graph) - 1}")
     shut = np.zeros(len(graph), bool)
     shut[cities] = True
-    return _with_edges(graph, np.flatnonzero(~shut[graph.edge_sources] & ~shut[graph.indices]))
-
-
-def _with_edges(graph: CityGraph, kept: np.ndarray) -> CityGraph:
-    count = np.bincount(graph.edge_sources[kept], minlength=len(graph))
-    indptr = np.concatenate([[0], np.cumsum(count)])
-    return replace(graph, indptr=indptr, indices=graph.indices[kept], km=graph.km[kept])
+    return graph.with_edges(~shut[graph.edge_sources] & ~shut[graph.indices])
 
 
 def bridged(graph: CityGraph, pairs) -> CityGraph:

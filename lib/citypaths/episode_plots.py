@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from citypaths.episodes.task import Episodes
 from citypaths.metrics import over_few, wilson
 from citypaths.plots import FAMILY, INK
+from citypaths.results import arms_of
 
 RANDOM = "random walk"
 
@@ -90,7 +91,7 @@ def against_dial(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) ->
     `kinds` maps a pattern of `split` to the name of its axis; the first number in it is the dial.
     """
     frame = pd.DataFrame(list(rows))
-    frame["arm"] = np.where(frame["model"] == "none", frame["method"], frame["model"])
+    frame["arm"] = arms_of(frame)
     colours = hues(list(dict.fromkeys(frame["arm"])))
     size = (5.6 * len(kinds), 7.2)
     fig, axes = plt.subplots(2, len(kinds), figsize=size, layout="constrained", squeeze=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -160,9 +160,7 @@ def _edges_of(graph: CityGraph, paths: Paths) -> tuple[np.ndarray, np.ndarray]:
 
 def stored_hops(graph: CityGraph, paths: list[Paths]) -> CityGraph:
     """Return the graph of only those edges that some of `paths` used: a memorizer's map."""
-    used = hop_use(graph, paths) > 0
-    kept = np.concatenate([[0], np.cumsum(used)])
-    return replace(graph, indptr=kept[graph.indptr], indices=graph.indices[used], km=graph.km[used])
+    return graph.with_edges(hop_use(graph, paths) > 0)
 
 
 def floors(graph: CityGraph, memory: list[Paths] | None = None) -> dict[str, Callable[..., Found]]:

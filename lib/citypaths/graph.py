@@ -150,6 +150,12 @@ class CityGraph:
         by_size = np.argsort(-np.bincount(label), kind="stable")
         return np.argsort(by_size)[label].astype(np.int32)
 
+    def with_edges(self, kept: np.ndarray) -> CityGraph:
+        """Return the graph of those of its edges that are `kept` (bool [edges]), cities as here."""
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        edges = {"indices": self.indices[kept], "km": self.km[kept]}
+        return replace(self, indptr=ends[self.indptr], **edges)
+
     def to_networkx(self) -> nx.DiGraph:
         """Return a DiGraph with `weight` in km on edges and the city's columns on nodes."""
         digraph = nx.DiGraph(connected_km=self.connected_km, orientation=self.orientation)

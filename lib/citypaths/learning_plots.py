@@ -10,10 +10,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from citypaths.learning import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
 from citypaths.learning_values import METRICS, PUBLISHED, totals
+from citypaths.metrics import over_few
 from citypaths.plots import FAINT, FAMILY, INK
 from citypaths.results import quantity
 
@@ -37,8 +37,7 @@ LEARNED = "learned (% of the training paths)"
 
 def half_width(values: pd.Series) -> float:
     """Return half the 95 % t interval of a mean over seeds; 0 for one seed."""
-    n = len(values)
-    return 0.0 if n < 2 else float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
+    return 0.0 if len(values) < 2 else over_few(values)[1]
 
 
 def accuracies(rows: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from citypaths.learning import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
-from citypaths.results import load_results, quantity
+from citypaths.results import largest_run, quantity
 from citypaths.scoreboard import operations
 
 METRICS = ("next_hop", "legal", "arrives", "success", "optimal", "hard_success")
@@ -22,9 +22,7 @@ ROUNDING = 1e-9
 
 def recorded(size: str) -> pd.DataFrame:
     """Return the ledger's rows of notebook 08 at a size: those of the run with the most."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == NOTEBOOK) & (rows["size"] == size)]
-    return rows if rows.empty else rows[rows["run"] == rows["run"].value_counts().idxmax()]
+    return largest_run(NOTEBOOK, size)
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from citypaths.metrics import over_few
-from citypaths.results import load_results, percent, quantity
+from citypaths.results import arms_of, largest_run, percent, quantity
 
 NOTEBOOK = "07-external-memory"
 EXAM = r"episodes, edges, (\d+) cities"
@@ -13,9 +13,7 @@ EXAM = r"episodes, edges, (\d+) cities"
 
 def recorded(size: str) -> pd.DataFrame:
     """Return the rows of notebook 07's run at a size; of several runs, the one with most rows."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == NOTEBOOK) & (rows["size"] == size)]
-    return rows[rows["run"] == rows["run"].mode().iloc[0]] if len(rows) else rows
+    return largest_run(NOTEBOOK, size)
 
 
 def _missing(size: str) -> str:
@@ -29,7 +27,7 @@ def episodes_table(size: str) -> str:
     if rows.empty:
         return _missing(size)
     rows = rows.assign(cities=rows["split"].str.extract(EXAM)[0].astype(int))
-    rows["arm"] = rows["model"].where(rows["model"] != "none", rows["method"])
+    rows["arm"] = arms_of(rows)
     cities = sorted(rows["cities"].unique())
     own = cities[1]  # the exams are two thirds of the training maps, those, and larger ones
     head = [f"success, no direct hop, {n} cities" for n in cities]

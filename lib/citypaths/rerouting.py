@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -152,8 +152,12 @@ def cached(
     """
     model = trained.model.eval()
 
+    @lru_cache(2)  # families answer one edit after the other
+    def stored(learns: bool, edit: Edit) -> KeyValueCache:
+        return edited_cache(fitted.cache, model, edit, told(edit) if learns else None)
+
     def answer(weight: float, learns: bool, restricted: bool, edit: Edit) -> Found:
-        cache = edited_cache(fitted.cache, model, edit, told(edit) if learns else None)
+        cache = stored(learns, edit)
         mix = Cached(model, cache, theta=fitted.theta, weight=weight, k=fitted.k)
         final = Roads(mix, edited_hops(hops, edit)) if restricted else mix
         return edit.queries.decode(search.greedy, final)

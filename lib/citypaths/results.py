@@ -188,6 +188,18 @@ def load_results() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def largest_run(notebook: str, size: str) -> pd.DataFrame:
+    """Return the rows of a notebook's run at a size; of several runs, the one with most rows."""
+    rows = load_results()
+    rows = rows[(rows["notebook"] == notebook) & (rows["size"] == size)]
+    return rows if rows.empty else rows[rows["run"] == rows["run"].value_counts().idxmax()]
+
+
+def arms_of(rows: pd.DataFrame) -> pd.Series:
+    """Return what to call each ledger row: its model, or its method where there is none."""
+    return rows["model"].where(rows["model"] != "none", rows["method"])
+
+
 def rows_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the ledger's rows of one recorded run."""
     return [row | {"run": body["run"]} for row in body["rows"]]

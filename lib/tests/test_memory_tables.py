@@ -37,7 +37,7 @@ def ledger(monkeypatch):
             rows.append(row(model="gru-8", method="roads", regime="closed_book", **what, **rates))
     rows.append(row(size="tiny", run="other", model="dnc", split="episodes, edges, 8 cities"))
     frame = pd.DataFrame(rows)
-    monkeypatch.setattr(memory_tables, "load_results", lambda: frame)
+    monkeypatch.setattr(results, "load_results", lambda: frame)
     return frame
 
 

@@ -43,16 +43,6 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def questions(size: Size, held: Atlas, abroad: Atlas, count: int) -> dict[str, Any]:
-    """Return the exams of notebook 07 by name."""
-    task = study.task_of(size)
-    n = task.cities
-    exams = study.sizes_of_map(task, held, (2 * n // 3, n, 4 * n // 3, 2 * n), count)
-    exams |= study.shown_paths(task, held, (n // 3, n, 2 * n, 4 * n), count)
-    exams |= study.disturbed(task, held, count, (1, n // 2), (64,))
-    return exams | study.abroad(task, abroad, count)
-
-
 def report(size: Size, trained: Runs, exams: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     """Draw the figures and return the page about them."""
     home = exams[f"episodes, edges, {study.task_of(size).cities} cities"]
@@ -103,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     plots.use_style()
     japan = Atlas.of(load_cities(country="Japan"), "Japan")
-    exams = questions(size, held, japan, options.exams or size.dial)
+    exams = study.exams(study.task_of(size), held, japan, options.exams or size.dial)
     rows = study.examine(trained, exams) + study.floor_rows(exams)
     page = report(size, trained, exams, rows)
     write_bytes(reports_dir() / size.name / "07-episodes.md", page.encode())

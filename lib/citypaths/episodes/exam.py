@@ -13,9 +13,9 @@ from torch import Tensor
 from citypaths.episodes.model import EpisodeModel
 from citypaths.episodes.task import Episodes, Maps, _steps, asking, question
 from citypaths.memories.core import Tap
+from citypaths.metrics import OPTIMAL_SLACK, SLACKS
 
 SPARE = 2  # hops more than the longest asked for
-MISTAKE = 1e-4  # relative, as everywhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +114,9 @@ def judge(episodes: Episodes, answers: Answers, slack: float = 0.05) -> pd.DataF
     table = {"episode": row, "query": np.tile(np.arange(queries), count)}
     hops = maps.hops[row, source, target]
     table |= {"shortest_hops": hops, "hard": hops > 1, "legal": legal, "arrives": arrives}
-    for name, more in {"00": 0.0, "01": 0.01, "05": 0.05, "10": 0.1}.items():
-        table[f"bounded_{name}"] = ratio <= (1 + more) * (1 + 1e-9)
-    table |= {"success": ratio <= (1 + slack) * (1 + 1e-9), "optimal": ratio <= 1 + MISTAKE}
+    for name, more in SLACKS.items():
+        table[name] = ratio <= (1 + more) * (1 + 1e-9)
+    table |= {"success": ratio <= (1 + slack) * (1 + 1e-9), "optimal": ratio <= 1 + OPTIMAL_SLACK}
     judged = pd.DataFrame(table | {"exact": _exact(maps, row, source, target, paths)})
     return judged[np.isfinite(best)].reset_index(drop=True)
 

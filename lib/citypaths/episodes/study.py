@@ -20,6 +20,7 @@ from citypaths.lab import device
 from citypaths.memories import blanked, make_memory, swapped
 from citypaths.memories.core import Tap, numbers_held
 from citypaths.metrics import ledger_rates
+from citypaths.results import arms_of
 from citypaths.sizes import Size, digest
 from citypaths.train import Evaluate, Trained, TrainSettings
 
@@ -241,6 +242,15 @@ def disturbed(
     }
 
 
+def exams(task: Task, held: Atlas, foreign: Atlas, count: int) -> dict[str, Episodes]:
+    """Return all exams of notebook 07 by name, `count` episodes each."""
+    n = task.cities
+    asks = sizes_of_map(task, held, (2 * n // 3, n, 4 * n // 3, 2 * n), count)
+    asks |= shown_paths(task, held, (n // 3, n, 2 * n, 4 * n), count)
+    asks |= disturbed(task, held, count, (1, n // 2), (64,))
+    return asks | abroad(task, foreign, count)
+
+
 TAPS: dict[str, tuple[Tap | None, torch.dtype | None]] = {
     "as it is": (None, None),
     "reads blanked": (blanked, None),
@@ -316,5 +326,5 @@ def learning_curves(trained: Mapping[tuple[str, int], Trained]) -> pd.DataFrame:
 def over_seeds(rows: Iterable[Mapping[str, Any]], column: str = "hard_success") -> pd.DataFrame:
     """Return a ledger column by arm and exam: the mean over seeds."""
     frame = pd.DataFrame(list(rows))
-    frame["arm"] = np.where(frame["model"] == "none", frame["method"], frame["model"])
+    frame["arm"] = arms_of(frame)
     return frame.pivot_table(column, "arm", "split", sort=False, dropna=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -68,9 +68,7 @@ class Hops:
         held = np.isin(
             graph.edge_sources.astype(np.int64) * self.cities + graph.indices, self._keys
         )
-        kept = np.concatenate([[0], np.cumsum(held)])
-        edges = {"indices": graph.indices[held], "km": graph.km[held]}
-        return replace(graph, indptr=kept[graph.indptr], **edges)
+        return graph.with_edges(held)
 
     @cached_property
     def table(self) -> np.ndarray:
