@@ -16,8 +16,8 @@ TINY := data/executed/nbval-tiny
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Command lines and the benchmark change no result, nor does the place where it is made.
-ASIDE := runner bench memory_bench training workers cluster sweeps apart
-SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py))
+ASIDE := notebooks cluster sweeps apart data/workers
+SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py lib/studies/*/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test soak lab report lint tables strip bench clean
@@ -34,7 +34,7 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@OMP_NUM_THREADS=1 $(PY) -m pytest lib/tests -n auto --dist loadfile
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
-	@$(PY) -m citypaths.runner prepare -p size tiny $(NOTEBOOKS) $(TINY)
+	@$(PY) -m citypaths.notebooks prepare -p size tiny $(NOTEBOOKS) $(TINY)
 	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
 
 soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
@@ -45,20 +45,20 @@ lab: .venv/.ready ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 report: $(EXECUTED) ## write the executed notebooks to reports/ as Markdown (SIZE=medium)
-	$(PY) -m citypaths.runner report $(RUN) $(REPORT)
+	$(PY) -m citypaths.notebooks report $(RUN) $(REPORT)
 
 lint: .venv/.ready ## check style with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 tables: .venv/.ready ## generate the READMEs' tables from the ledger
-	$(PY) -m citypaths.results
+	$(PY) -m studies.scoreboard.tables
 
 strip: .venv/.ready ## remove outputs from the notebooks, before a commit
-	$(PY) -m citypaths.runner strip $(NOTEBOOKS)
+	$(PY) -m citypaths.notebooks strip $(NOTEBOOKS)
 
 bench: .venv/.ready ## measure speed and memory against peers; writes reports/bench.md
-	$(PY) -m citypaths.bench
+	$(PY) -m bench
 
 clean: ## remove executed notebooks and caches; datasets, checkpoints, reports and .venv stay
 	rm -rf data/executed build .pytest_cache .ruff_cache .hypothesis
@@ -66,7 +66,7 @@ clean: ## remove executed notebooks and caches; datasets, checkpoints, reports a
 
 # The chain: each notebook reads what the ones before it wrote.
 $(RUN)/%.ipynb: notebooks/%.ipynb $(SOURCES) .venv/.ready
-	@$(PY) -m citypaths.runner run $< $@ -p size $(SIZE) -p seed $(SEED)
+	@$(PY) -m citypaths.notebooks run $< $@ -p size $(SIZE) -p seed $(SEED)
 
 $(RUN)/02-shortest-path-dataset.ipynb: $(RUN)/01-city-dag.ipynb
 $(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
@@ -99,4 +99,4 @@ $(RUN)/08-learning-or-memorizing.ipynb: $(RUN)/02-shortest-path-dataset.ipynb
 	  $(PY) -m pip install $(if $(CI),--quiet) -c constraints.txt -e ".[dev]" || exit 1; \
 	fi
 	@touch $@
-$(RUN)/10-scoreboard.ipynb: $(RUN)/04-test-time-recurrence.ipynb $(RUN)/05-search.ipynb $(RUN)/06-iterative-refinement.ipynb
+$(RUN)/11-scoreboard.ipynb: $(RUN)/04-test-time-recurrence.ipynb $(RUN)/05-search.ipynb $(RUN)/06-iterative-refinement.ipynb

@@ -47,7 +47,7 @@ def run_apart(
         folder = Path(made)
         notebook, out = folder / f"{name}.ipynb", folder / "out" / f"{name}.ipynb"
         notebook.write_bytes(source)
-        command = [sys.executable, "-m", "citypaths.runner", "run", str(notebook), str(out)]
+        command = [sys.executable, "-m", "citypaths.notebooks", "run", str(notebook), str(out)]
         environment = os.environ | dict.fromkeys(THREADS, str(threads))
         environment |= {"CITYPATHS_REPORTS": str(folder / "reports")}
         error = _run([*command, "-y", yaml.safe_dump(parameters)], environment, timeout)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from citypaths import lab, sizes
-from citypaths.dataset import Dataset
+from citypaths.data.dataset import Dataset
+from citypaths.data.splits import SPLITS, Split
+from citypaths.data.workers import ClusterError, Where
 from citypaths.files import DataFileError, data_dir
-from citypaths.runner import RunnerError, exit_status, read_parameters
-from citypaths.splits import SPLITS, Split
+from citypaths.notebooks import RunnerError, exit_status, read_parameters
 from citypaths.sweeps import SweepError, sweep
-from citypaths.workers import ClusterError, Where
 
 __all__ = ["ClusterError", "SweepError", "generate", "sweep"]
 

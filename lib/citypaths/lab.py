@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from citypaths import search
-from citypaths.batches import batch_of
-from citypaths.dataset import Dataset, Rows, make_dataset, open_dataset
+from citypaths import decoding
+from citypaths.data.batches import batch_of
+from citypaths.data.dataset import Dataset, make_dataset, open_dataset
+from citypaths.data.splits import Split, recipe_for
+from citypaths.data.workers import Where
 from citypaths.files import DataFileError, atomic_write, reports_dir
-from citypaths.floors import Found, walk
-from citypaths.graph import CityGraph, build_graph, jittered, load_graph
-from citypaths.metrics import by_detour, by_hops, judge, ledger_rates
+from citypaths.judging.queries import Queries
+from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.models import PathModel
 from citypaths.sizes import Size, digest
-from citypaths.splits import Split, recipe_for
-from citypaths.train import Evaluate, Trained, TrainSettings, train
-from citypaths.workers import Where
+from citypaths.training.loop import Evaluate, Trained, TrainSettings, train
 
 
 def device() -> torch.device:
@@ -33,7 +31,7 @@ def device() -> torch.device:
 
 def make_graph(size: Size) -> CityGraph:
     """Build a size's graph from the embedded City Dataset."""
-    from citypaths.cities import load_cities  # geopandas is not needed on a training machine
+    from citypaths.map.cities import load_cities  # geopandas is not needed on a training machine
 
     states = list(size.states) if size.states else None
     cities = load_cities(states=states)
@@ -74,70 +72,6 @@ def size_dataset(
     return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
 
 
-@dataclass(frozen=True, eq=False)
-class Queries:
-    """Test queries with what the breakdowns need.
-
-    Attributes:
-        rows: the queries and their shortest paths. contained: bool, inside a training path.
-        hard: bool, geo-greedy fails. straight_km: great-circle km.
-    """
-
-    graph: CityGraph
-    rows: Rows
-    contained: np.ndarray
-    hard: np.ndarray
-    straight_km: np.ndarray
-
-    @classmethod
-    def of(cls, dataset: Dataset, part: str = "test") -> Queries:
-        """Read a part of a dataset."""
-        rows, contained = dataset.queries(part)
-        found = walk(dataset.graph, rows.source, rows.target)
-        judged = judge(dataset.graph, rows.source, rows.target, rows.km, found.paths)
-        straight = dataset.graph.distance_km(rows.source, rows.target)
-        return cls(dataset.graph, rows, contained, ~judged["success"].to_numpy(), straight)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, keep: np.ndarray) -> Queries:
-        """Return some of the queries (positions or a boolean mask)."""
-        arrays = (a[keep] for a in (self.contained, self.hard, self.straight_km))
-        return Queries(self.graph, self.rows.take(keep), *arrays)
-
-    def uncontained(self) -> Queries:
-        """Return the queries that lie inside no training path."""
-        return self.take(~self.contained)
-
-    def first(self, count: int) -> Queries:
-        """Return `count` queries spread evenly over all (they are sorted by target)."""
-        count = min(count, len(self))
-        return self.take(np.linspace(0, max(0, len(self) - 1), count).astype(int))
-
-    def judge(self, found: Found) -> pd.DataFrame:
-        """Judge paths found for these queries, with their groups; see `metrics.judge`."""
-        rows = self.rows
-        args = (self.graph, rows.source, rows.target, rows.km, found.paths, rows.paths)
-        extra = {"hard": self.hard, "contained": self.contained, "shortest_hops": rows.hops}
-        groups = {"by_hops": by_hops(rows.hops), "by_detour": by_detour(rows.km / self.straight_km)}
-        return judge(*args).assign(**extra, **groups)
-
-    def decode(self, decoder: Callable[..., Found], model: Any, **options: Any) -> Found:
-        """Run a decoder of `citypaths.search` on these queries with the graph's hop limit."""
-        return decoder(model, self.rows.source, self.rows.target, self.max_hops, **options)
-
-    @cached_property
-    def max_hops(self) -> int:
-        """Hops a decoder may take: one and a half times the longest shortest path here, plus 4."""
-        return int(1.5 * self.rows.hops.max(initial=1)) + 4
-
-
-def ledger_row(judged: pd.DataFrame, found: Found) -> dict[str, Any]:
-    """Return the ledger's metric and cost columns for one method on one set of queries."""
-    return ledger_rates(judged) | found.cost()
-
-
 def arm_settings(arm: str) -> dict[str, Any]:
     """Return the model settings of an arm written as cell-width, such as "gru-128"."""
     cell, width = arm.split("-")
@@ -158,7 +92,7 @@ def watch(queries: Queries) -> Evaluate:
     """Return an evaluation for the training history: loss and greedy metrics on `queries`."""
 
     def evaluate(model) -> dict[str, float]:
-        judged = queries.judge(queries.decode(search.greedy, model))
+        judged = queries.judge(queries.decode(decoding.greedy, model))
         rates = judged[["legal", "arrives", "bounded_05", "success"]].mean().to_dict()
         return {"valid_loss": mean_loss(model, queries), **rates}
 

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import NullFormatter
 
-from citypaths.graph import CityGraph
-from citypaths.metrics import wilson
+from citypaths.judging.metrics import wilson
+from citypaths.map.graph import CityGraph
 
 INK, FAINT, RED = "#22313f", "#b8c0c8", "#c0392b"
 FAMILY = {"gru": "#1f77b4", "lstm": "#e08214", "shortest": "#2a9d55", "floor": "#7f8c8d"}

@@ -13,11 +13,12 @@ import nbformat
 import pandas as pd
 from tqdm import tqdm
 
-from citypaths import results, sizes
+from citypaths import sizes
 from citypaths.apart import Outcome, run_apart
+from citypaths.data.workers import ClusterError, Where, connected, spread
 from citypaths.files import write_bytes
-from citypaths.runner import RunnerError, check_parameters, only_writer, read_notebook, tags
-from citypaths.workers import ClusterError, Where, connected, spread
+from citypaths.judging import ledger as results
+from citypaths.notebooks import RunnerError, check_parameters, only_writer, read_notebook, tags
 
 NAMED = ("size", "seed", "overrides")  # parameters that a recorded run has in its name
 

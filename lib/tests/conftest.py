@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from small_project import at_home, everything, project, work
 
-from citypaths.cities import load_cities
-from citypaths.dataset import make_dataset
-from citypaths.graph import build_graph
-from citypaths.splits import recipe_for
+from citypaths.data.dataset import make_dataset
+from citypaths.data.splits import recipe_for
+from citypaths.map.cities import load_cities
+from citypaths.map.graph import build_graph
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from citypaths.cities import load_cities
-from citypaths.dataset import Dataset, make_dataset, open_dataset
-from citypaths.graph import CityGraph, build_graph, load_graph
-from citypaths.results import load_results, record
+from citypaths.data.dataset import Dataset, make_dataset, open_dataset
+from citypaths.data.splits import Recipe, recipe_for
+from citypaths.judging.ledger import load_results, record
+from citypaths.map.cities import load_cities
+from citypaths.map.graph import CityGraph, build_graph, load_graph
 from citypaths.sizes import SIZES
-from citypaths.splits import Recipe, recipe_for
-from citypaths.train import TrainSettings, load_history, load_trained, train
+from citypaths.training.loop import TrainSettings, load_history, load_trained, train
 
 SETTINGS = TrainSettings(steps=6, batch_tokens=256, evaluations=3, save_seconds=0)
 FILES = {

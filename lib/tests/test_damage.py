@@ -41,14 +41,14 @@ from small_project import (
 
 import citypaths
 from citypaths import files
-from citypaths.dataset import Dataset, make_dataset
+from citypaths.data.dataset import Dataset, make_dataset
+from citypaths.data.splits import Recipe
 from citypaths.files import DataFileError, atomic_write, read_json, sealed, write_json
-from citypaths.graph import CityGraph, build_graph
-from citypaths.results import record
-from citypaths.runner import RunnerError, execute
+from citypaths.judging.ledger import record
+from citypaths.map.graph import CityGraph, build_graph
+from citypaths.notebooks import RunnerError, execute
 from citypaths.sizes import SIZES
-from citypaths.splits import Recipe
-from citypaths.train import load_history, train
+from citypaths.training.loop import load_history, train
 
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 PAGE = LIBRARY.parent / "reports" / "reliability.md"

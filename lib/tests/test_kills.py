@@ -25,10 +25,10 @@ import pyarrow as pa
 import pytest
 
 import citypaths
-from citypaths.dataset import make_dataset, open_dataset
+from citypaths.data.dataset import make_dataset, open_dataset
+from citypaths.data.splits import Recipe
 from citypaths.files import read_json, sha256, write_json
-from citypaths.graph import load_graph
-from citypaths.splits import Recipe
+from citypaths.map.graph import load_graph
 
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 ROOT = LIBRARY.parent
@@ -42,9 +42,9 @@ SHIPPED = ("Makefile", "lib", "notebooks", "pyproject.toml", "environment.yml", 
 
 def prepare(home: Path) -> None:
     """Save a graph, a recipe and a finished dataset for the others to work with."""
-    from citypaths.cities import load_cities
-    from citypaths.graph import build_graph
-    from citypaths.splits import recipe_for
+    from citypaths.data.splits import recipe_for
+    from citypaths.map.cities import load_cities
+    from citypaths.map.graph import build_graph
 
     graph = build_graph(load_cities(states=["TN"]), 30)
     graph.save(home / "graph.npz")
@@ -75,7 +75,7 @@ def train_model(home: Path, folder: Path) -> None:
     """Train a small network that draws random numbers everywhere, saving every twenty steps."""
     import torch
 
-    from citypaths.train import TrainSettings, train
+    from citypaths.training.loop import TrainSettings, train
 
     slow_disk()
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def make_run(home: Path, folder: Path) -> None:
 
 def tensors_of(path: Path) -> dict[str, bytes]:
     """A checkpoint's weights, optimizer and random state, byte by byte."""
-    from citypaths.train import read_checkpoint
+    from citypaths.training.loop import read_checkpoint
 
     head, tensors = read_checkpoint(path)
     counters = {k: v for k, v in head.items() if k != "seconds"}

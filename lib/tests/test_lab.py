@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from citypaths import lab, search
-from citypaths.batches import batch_of
+from citypaths import decoding, lab
+from citypaths.data.batches import batch_of
 from citypaths.files import DataFileError
-from citypaths.floors import Found, walk
-from citypaths.graph import build_graph
-from citypaths.lab import Queries, ledger_row
-from citypaths.metrics import judge, wilson
+from citypaths.judging.floors import walk
+from citypaths.judging.ledger import COLUMNS, load_results, record
+from citypaths.judging.metrics import judge, wilson
+from citypaths.judging.queries import Queries, ledger_row
+from citypaths.map.graph import build_graph
+from citypaths.map.paths import Found, Paths
+from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
-from citypaths.paths import Paths
-from citypaths.results import COLUMNS, load_results, record
-from citypaths.shortest_paths import paths, shortest_path_trees
 from citypaths.sizes import SIZES, Size, digest, get_size, settings_of
-from citypaths.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
-from citypaths.train import TrainSettings
-from citypaths.waterfall import climb, rungs
+from citypaths.training.loop import TrainSettings
+from studies.baselines.waterfall import climb, rungs
+from studies.city_map.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
 
 LITTLE = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 512, "queries": 40}
 
@@ -262,7 +262,7 @@ def test_watch_is_the_loss_and_greedy_metrics(queries):
         watched = lab.watch(many)(model)
         whole = float(model.loss(batch_of(queries.rows)))
     assert watched["valid_loss"] == pytest.approx(whole, rel=1e-5)
-    judged = queries.judge(queries.decode(search.greedy, model))
+    judged = queries.judge(queries.decode(decoding.greedy, model))
     for name in ("legal", "arrives", "bounded_05", "success"):
         assert watched[name] == judged[name].mean()
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from citypaths.batches import Batch
-from citypaths.graph import CityGraph, unit_sphere
+from citypaths.data.batches import Batch
+from citypaths.map.graph import CityGraph
+from citypaths.map.great_circle import unit_sphere
 
 Endpoints = Literal["every_step", "prefix"]
 Coordinates = Literal["none", "raw", "place_cells", "periodic", "fourier"]
@@ -21,7 +22,7 @@ State = Any
 
 
 class Network(nn.Module, ABC):
-    """What `citypaths.train` trains on paths: a `PathModel`, or a network that judges them.
+    """What `citypaths.training` trains on paths: a `PathModel`, or a network that judges them.
 
     A subclass sets `cities` (vocabulary size V) and `settings` (what `build` needs to make it
     again), and implements `loss` and `flops_per_step`.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from citypaths.batches import Batch
+from citypaths.data.batches import Batch
 from citypaths.models.base import PathModel
 
 

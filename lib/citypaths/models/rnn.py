@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from citypaths.batches import Batch
-from citypaths.graph import CityGraph
+from citypaths.data.batches import Batch
+from citypaths.map.graph import CityGraph
 from citypaths.models.base import (
     CityInput,
     Coordinates,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from citypaths.batches import Batch
-from citypaths.graph import CityGraph
+from citypaths.data.batches import Batch
+from citypaths.map.graph import CityGraph
 from citypaths.models.base import CityInput, Coordinates, Endpoints, Head, PathModel, taken
 from citypaths.models.cache import Cache
 

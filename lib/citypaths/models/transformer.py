@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from citypaths.graph import CityGraph
+from citypaths.map.graph import CityGraph
 from citypaths.models.base import register
 from citypaths.models.cache import Cache
 from citypaths.models.sequence import Memory, SequenceModel

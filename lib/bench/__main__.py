@@ -1,0 +1,266 @@
+"""Speed and memory, as ratios against a peer measured in the same run (`make bench`).
+
+    python -m bench [trees] [paths] [dataset] [decoding] [models] [memories]
+
+Every part prints a Markdown table and files it in `reports/bench.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import psutil
+import torch
+from scipy.sparse.csgraph import dijkstra
+
+from bench.decoding import bench_decoding
+from bench.device_trees import DeviceTrees
+from bench.memories import bench_memories
+from bench.models import Line, bench_models
+from citypaths.data.batches import Batches
+from citypaths.data.dataset import Dataset, make_dataset
+from citypaths.data.shards import Rows, count_rows, encode_shard, sample_rows
+from citypaths.data.splits import PARTS, Recipe, pair_drawer
+from citypaths.files import reports_dir, write_bytes
+from citypaths.map.cities import load_cities
+from citypaths.map.graph import CityGraph, Orientation, build_graph, load_graph
+from citypaths.map.paths import Paths
+from citypaths.map.shortest_paths import Block, in_blocks, over_blocks, shortest_path_trees
+
+NATIONAL_PATHS = 10_000_000
+
+
+def seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """Return the median wall time of `call` after one warm-up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def copy_bandwidth(size: int = 2**28) -> float:
+    """Return bytes read and written a second by a copy between two arrays in memory."""
+    source, sink = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    return 2 * size / seconds(lambda: np.copyto(sink, source), 5)
+
+
+def national(orientation: Orientation = "eastward") -> CityGraph:
+    """Return the contiguous United States at 75 km."""
+    return build_graph(load_cities(), 75, orientation)
+
+
+def bench_trees() -> list[Line]:
+    """Time a tree with next cities for random targets: ours, scipy, networkx, and the GPU."""
+    return _tree_lines("eastward") + _tree_lines("two_way")
+
+
+def _tree_lines(orientation: Orientation, trees: int = 512) -> list[Line]:
+    graph, name = national(orientation), f"tree, {orientation}"
+    targets = np.sort(np.random.default_rng(0).choice(len(graph), trees, replace=False))
+    few, one = targets[:: trees // 32], int(targets[trees // 2])
+    reverse = graph.sparse().T.tocsr()
+    ours = seconds(lambda: shortest_path_trees(graph, targets), 9) / trees
+    scipy = seconds(lambda: dijkstra(reverse, indices=few, return_predecessors=True)) / len(few)
+    digraph = graph.to_networkx().reverse(copy=False)  # last: gigabytes in small pieces
+    slow = seconds(lambda: nx.dijkstra_predecessor_and_distance(digraph, one), 1)
+    lines = [(f"{name}, ours", f"{1000 * ours:.3f} ms", "1")]
+    lines += [(f"{name}, scipy", f"{1000 * scipy:.2f} ms", f"{scipy / ours:.1f}")]
+    lines += [(f"{name}, networkx", f"{1000 * slow:,.0f} ms", f"{slow / ours:,.0f}")]
+    return lines + ([_on_gpu(graph, ours, name)] if torch.cuda.is_available() else [])
+
+
+def _on_gpu(graph: CityGraph, ours: float, name: str, trees: int = 2048) -> Line:
+    laid = DeviceTrees(graph, "cuda")
+    targets = torch.randperm(len(graph))[:trees].sort().values.cuda()
+    gpu = seconds(lambda: (laid.sweep(targets), torch.cuda.synchronize())) / trees
+    return f"{name}, ours on the GPU", f"{1000 * gpu:.3f} ms", f"{gpu / ours:.2f}"
+
+
+def bench_paths() -> list[Line]:
+    """Time all national trees and 10 million sampled paths as tokens in memory, and scipy's trees.
+
+    In a process of its own, for its memory; the fastest of three, since a virtual machine gives
+    memory slowly where it was never touched.
+    """
+    graph = national()
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(path := Path(folder) / "graph.npz")
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            times, paths, tokens, resident = fresh.submit(_all_paths, path).result()
+    ours = min(times)
+    few = np.arange(0, len(graph), len(graph) // 64)
+    reverse = graph.sparse().T.tocsr()
+    one = seconds(lambda: dijkstra(reverse, indices=few, return_predecessors=True)) / len(few)
+    scipy = one * len(graph)
+    cells = len(graph) ** 2
+    moved = cells * 10 + cells * 2 + tokens * 2  # tables written, next cities read, tokens written
+    floor = moved / copy_bandwidth()
+    count = f"{paths / 1e6:.1f} M paths, {tokens / 1e6:.0f} M tokens"
+    spread = f"{ours:.2f} s ({max(times):.2f} at worst)"
+    return [
+        (f"all national trees and {count}, ours", spread, "1"),
+        ("all national trees alone, scipy (64 measured)", f"{scipy:.1f} s", f"{scipy / ours:.1f}"),
+        ("floor: bytes over copy bandwidth", f"{floor:.2f} s", f"{floor / ours:.2f}"),
+        ("resident with all paths in memory", f"{resident / 2**30:.2f} GiB", ""),
+    ]
+
+
+def _all_paths(path: Path) -> tuple[list[float], int, int, int]:
+    graph = load_graph(path)
+    draw = pair_drawer(Recipe(graph.fingerprint, 0, "pair", NATIONAL_PATHS / 196.83e6, 0, 0), graph)
+
+    def sampled(block: Block) -> Paths:
+        source, tree, _ = draw(block.targets, block.next_city)
+        return block.follow(source, tree)
+
+    blocks = in_blocks(np.arange(len(graph), dtype=np.int32))
+    times, found = [], list(over_blocks(graph, blocks[::40], sampled))  # compiles
+    for _ in range(3):
+        found.clear()
+        began = time.perf_counter()
+        found += over_blocks(graph, blocks, sampled)
+        times.append(time.perf_counter() - began)
+    resident = psutil.Process().memory_info().rss
+    return times, sum(map(len, found)), sum(len(paths.tokens) for paths in found), resident
+
+
+def bench_dataset(paths: int = NATIONAL_PATHS, queries: float = 1e6) -> list[Line]:
+    """Time writing national paths as shards, and flagging a million test pairs as contained."""
+    graph = national()
+    rates = paths / 196.83e6, 0.0, queries / 196.83e6
+    recipe = Recipe(graph.fingerprint, 0, "pair", *rates)
+    with tempfile.TemporaryDirectory() as folder:
+        disk = _disk_rate(Path(folder) / "plain")
+        began = time.perf_counter()
+        dataset = make_dataset(graph, recipe, Path(folder) / "spd")
+        wrote = time.perf_counter() - began
+        sizes = sum(path.stat().st_size for path in dataset.folder.glob("*.arrow"))
+        rows = dataset.rows("test")
+        began = time.perf_counter()
+        share = dataset.contained(rows).mean()
+        flagged = time.perf_counter() - began
+        middle = dataset.shard(len(dataset.shards) // 2)
+        once = seconds(lambda: _write(middle, Path(folder) / "one", len(graph)))
+        lines = _batch_lines(dataset)
+    held, parts = _held(dataset.counts), sum(dataset.counts[p] for p in PARTS)
+    alone = _held(count_rows(middle)) / once
+    return [
+        (f"{parts / 1e6:.1f} M national paths made and written", f"{wrote:.1f} s", ""),
+        ("as rows, before compression", _rate(held, wrote), f"{held / wrote / disk:.2f}"),
+        ("as files", _rate(sizes, wrote), f"{sizes / wrote / disk:.2f}"),
+        ("rows in memory to a shard, one core", f"{alone / 1e6:.0f} MB/s", f"{alone / disk:.2f}"),
+        ("the disk, written in sequence", f"{disk / 1e6:.0f} MB/s", "1"),
+        (f"contained or not, {len(rows):,} test pairs", f"{flagged:.1f} s ({share:.0%} are)", ""),
+        *lines,
+    ]
+
+
+def _held(counts: dict[str, int]) -> int:
+    """Bytes of rows as they are stored, but not compressed."""
+    return 2 * counts["tokens"] + 25 * sum(counts[part] for part in PARTS)
+
+
+def _rate(size: int, took: float) -> str:
+    return f"{size / 1e6:.0f} MB: {size / took / 1e6:.0f} MB/s"
+
+
+def _write(rows: Rows, path: Path, cities: int) -> None:
+    content, _ = encode_shard(rows, cities)
+    write_bytes(path, content)
+
+
+def _disk_rate(path: Path, size: int = 2**29) -> float:
+    block = np.random.default_rng(0).bytes(2**24)
+    began = time.perf_counter()
+    with open(path, "wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.perf_counter() - began
+    path.unlink()
+    return size / took
+
+
+def _batch_lines(dataset: Dataset, batches: int = 500) -> list[Line]:
+    """Paths a second of one core: gathered into shuffled batches, and sampled again instead."""
+    stream, rates = iter(Batches(dataset, 4096)), []
+    next(stream)
+    for _ in range(9):
+        began = time.thread_time()
+        paths = sum(len(batch) for batch in islice(stream, batches))
+        rates.append(paths / (time.thread_time() - began))
+    gathered = float(np.median(rates))
+    targets = np.arange(0, len(dataset.graph), 80)
+    began = time.perf_counter()
+    again = len(sample_rows(dataset.graph, dataset.recipe, targets, threads=1))
+    sampled = again / (time.perf_counter() - began)
+    return [
+        ("paths into random batches of 4,096 tokens, a core", f"{gathered / 1e6:.2f} M/s", "1"),
+        ("paths sampled anew, a core", f"{sampled / 1e6:.2f} M/s", f"{sampled / gathered:.2f}"),
+    ]
+
+
+BENCHES: dict[str, Callable[[], list[Line]]] = {
+    "trees": bench_trees,
+    "paths": bench_paths,
+    "dataset": bench_dataset,
+    "decoding": bench_decoding,
+    "models": bench_models,
+    "memories": bench_memories,
+}
+
+
+def section(lines: list[Line]) -> str:
+    """Return measured lines as a Markdown table."""
+    rows = ["| | measured | ratio |", "|---|---|---|", *(f"| {' | '.join(x)} |" for x in lines)]
+    return "\n".join(rows)
+
+
+def page(sections: dict[str, str], old: str = "") -> str:
+    """Return the report: new sections by name of part, and those of an `old` one not measured."""
+    kept = dict(re.findall(r"^## (\w+)\n\n(.*?)\s*(?=^## |\Z)", old, re.DOTALL | re.MULTILINE))
+    kept |= {name.capitalize(): text for name, text in sections.items()}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    head = "# Speed\n\nGenerated by `make bench`; compare ratios, not times.\n\n"
+    head += f"{machine}, torch {torch.__version__}. Ratios are to the line marked 1 above or below."
+    parts = [
+        f"## {name.capitalize()}\n\n{kept[name.capitalize()]}"
+        for name in BENCHES
+        if name.capitalize() in kept
+    ]
+    return "\n\n".join([head, *parts]) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the parts asked for (default: all), print them, and file them in the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*BENCHES, []], help="default: all")
+    sections = {}
+    for name in parser.parse_args(arguments).parts or list(BENCHES):
+        sys.stderr.write(f"measuring {name} ...\n")
+        sections[name] = section(BENCHES[name]())
+    sys.stdout.write(page(sections))
+    report = reports_dir() / "bench.md"
+    old = report.read_text(encoding="utf-8") if report.exists() else ""
+    write_bytes(report, page(sections, old).encode())
+
+
+if __name__ == "__main__":
+    main()

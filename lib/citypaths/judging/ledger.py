@@ -1,0 +1,247 @@
+"""The ledger: one JSON a run, one CSV of all rows, and the tables generated from it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    lock,
+    project_root,
+    remove_parts,
+    reports_dir,
+    sealed,
+    write_json,
+)
+from citypaths.sizes import SIZES, Size, digest, settings_of
+
+COLUMNS = (
+    "commit",
+    "dirty",
+    "notebook",
+    "size",
+    "seed",
+    "graph",
+    "orientation",
+    "split",
+    "regime",
+    "model",
+    "parameters",
+    "method",
+    "budget",
+    "training_flops",
+    "inference_flops",
+    "lookups",
+    "expansions",
+    "seconds_per_query",
+    "device",
+    "queries",
+    "loss",
+    "next_hop",
+    "legal",
+    "arrives",
+    "bounded_00",
+    "bounded_01",
+    "bounded_05",
+    "bounded_10",
+    "success",
+    "success_low",
+    "success_high",
+    "optimal",
+    "exact",
+    "hard_queries",
+    "hard_success",
+    "hard_success_low",
+    "hard_success_high",
+    "recall",
+    "run",
+)
+GREAT_CIRCLE = 30  # operations of one look-up with its distance and estimate: a convention
+REGIMES = ("closed_book", "checked", "open_map")
+RATES = (*COLUMNS[COLUMNS.index("next_hop") : COLUMNS.index("hard_queries")], "hard_success")
+RATES += ("recall",)
+UNSEALED = {"run", "rows", "settings", "versions", "machine"}
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
+
+
+def record(
+    notebook: str,
+    size: Size,
+    seed: int,
+    rows: list[dict[str, Any]],
+    *,
+    device: str = "cpu",
+    **shared: Any,
+) -> Path:
+    """Write a run's JSON and rebuild `reports/results.csv`; a rerun replaces its own rows.
+
+    Args:
+        rows: one dict a method, with the ledger's column names; `regime` is required.
+        shared: columns that all rows have in common.
+
+    Raises:
+        ValueError: an unknown column or regime, or a rate outside [0, 1].
+    """
+    git = {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)reports")),
+    }
+    names = {
+        "notebook": notebook,
+        "size": size.name,
+        "seed": seed,
+        "device": device,
+        **git,
+        **shared,
+    }
+    complete = [{**names, **row} for row in rows]
+    for row in complete:  # before they are made plain: an infinite rate is no missing one
+        _check(row)
+    changed = settings_of(size) != settings_of(SIZES.get(size.name, size))
+    run = f"{notebook}-{size.name}-seed{seed}" + (
+        f"-{digest(settings_of(size))}" if changed else ""
+    )
+    body = {"run": run, "rows": [_plain(row) for row in complete], "settings": settings_of(size)}
+    body["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    body["machine"] = {"python": platform.python_version(), "processor": platform.machine()}
+    return file_record(body)
+
+
+def file_record(body: dict[str, Any]) -> Path:
+    """Write the JSON of a run that was recorded here or elsewhere, and rebuild the CSV.
+
+    Args:
+        body: what `record` writes: at least `run` and `rows`.
+
+    Raises:
+        ValueError: a run whose name is no file name, an unknown column or regime, or a rate
+            outside [0, 1].
+    """
+    if not re.fullmatch(r"\w[\w.-]*", body["run"]):
+        raise ValueError(f"a run is named with letters, digits, dots and dashes: {body['run']!r}")
+    for row in body["rows"]:
+        _check(row)
+    path = reports_dir() / "runs" / f"{body['run']}.json"
+    with lock(reports_dir() / "runs" / ".lock"):
+        remove_parts(path.parent)
+        remove_parts(reports_dir(), "results.csv")
+        write_json(path, sealed(body))
+        _write_csv()
+    return path
+
+
+def _check(row: dict[str, Any]) -> None:
+    unknown = set(row) - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"the ledger has no column {sorted(unknown)}; known: {', '.join(COLUMNS)}")
+    if row.get("regime") not in REGIMES:
+        raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
+    for name in RATES:
+        value = row.get(name)
+        number = value is None or hasattr(value, "__float__")
+        if not number or not (value is None or math.isnan(value) or 0 <= value <= 1):
+            raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Native numbers; what is not a number is null, so that the file is strict JSON."""
+    plain = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()
+    }
+
+
+def _git(*words: str) -> str:
+    try:
+        command = ["git", "-C", str(project_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def load_results() -> pd.DataFrame:
+    """Return every row of every recorded run.
+
+    Raises:
+        DataFileError: a run's JSON is damaged; the message names it.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted((reports_dir() / "runs").glob("*.json")):
+        try:
+            rows += _checked_rows(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataFileError(
+                f"{path} is no recorded run ({error}): restore it or delete it"
+            ) from error
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def largest_run(notebook: str, size: str) -> pd.DataFrame:
+    """Return the rows of a notebook's run at a size; of several runs, the one with most rows."""
+    rows = load_results()
+    rows = rows[(rows["notebook"] == notebook) & (rows["size"] == size)]
+    return rows if rows.empty else rows[rows["run"] == rows["run"].value_counts().idxmax()]
+
+
+def arms_of(rows: pd.DataFrame) -> pd.Series:
+    """Return what to call each ledger row: its model, or its method where there is none."""
+    return rows["model"].where(rows["model"] != "none", rows["method"])
+
+
+def rows_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the ledger's rows of one recorded run."""
+    return [row | {"run": body["run"]} for row in body["rows"]]
+
+
+def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    """The rows of a run's JSON; runs recorded by an older version carry no checksum."""
+    if not isinstance(body, dict):
+        raise ValueError("it holds no rows")
+    if set(body) != UNSEALED and body != sealed(body):
+        raise ValueError("it fails its checksum")
+    if body["run"] != run:
+        raise ValueError(f"it is a copy of {body['run']}")
+    for row in body["rows"]:
+        _check(row)
+    return rows_of(body)
+
+
+def _write_csv() -> None:
+    with atomic_write(reports_dir() / "results.csv") as part:
+        load_results().to_csv(part, index=False, float_format="%.6g")
+
+
+def percent(value: float, low: float | None = None, high: float | None = None) -> str:
+    """Return a share as text, "41.3 % (39.0-43.6)" where bounds are given."""
+    if value is None or pd.isna(value):
+        return "-"
+    bounds = f" ({100 * low:.1f}-{100 * high:.1f})" if low is not None and not pd.isna(low) else ""
+    return f"{100 * value:.1f} %{bounds}"
+
+
+def quantity(value: float) -> str:
+    """Return a large number as text with three digits, such as 4.61 M."""
+    if value is None or pd.isna(value):
+        return "-"
+    if math.isinf(value):
+        return str(value)
+    for power, unit in ((12, " T"), (9, " G"), (6, " M"), (3, " k")):
+        if abs(value) >= 0.9995 * 10**power:  # what three digits round up to it
+            return f"{value / 10**power:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def operations(rows: pd.DataFrame) -> pd.Series:
+    """Return inference FLOPs a query, with `GREAT_CIRCLE` for each look-up."""
+    lookups = GREAT_CIRCLE * rows["lookups"].fillna(0.0)
+    return rows["inference_flops"].fillna(0.0) + lookups

@@ -1,0 +1,222 @@
+"""Exact shortest paths: trees of all sources for many targets at once, ties broken by smallest ids.
+
+Lengths are whole millimetres, whose sums are exact. The path of a query is the lexicographically
+smallest id sequence among its shortest: see `citypaths.relaxation`, which settles a block of trees.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numba import get_num_threads, njit
+
+from citypaths.map.graph import CityGraph
+from citypaths.map.memory import free_memory, require_memory
+from citypaths.map.paths import Paths
+from citypaths.map.relaxation import Packed, pack, relax_block
+
+BLOCK = 128  # targets relaxed together: rows of 1 KiB
+ROOM = 2**25  # tokens
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """Shortest-path trees rooted at targets.
+
+    Attributes:
+        targets: int32 [trees].
+        mm: float64 [cities, trees], whole millimetres to the target; inf where unreachable.
+        next_city: uint16 (uint32 past 65,534 cities) [cities, trees], the next city on the way; an
+            id past the last city at the target itself and where unreachable.
+    """
+
+    targets: np.ndarray
+    mm: np.ndarray
+    next_city: np.ndarray
+
+    @property
+    def km(self) -> np.ndarray:
+        """Kilometres to each target, float64 [cities, trees]; inf where unreachable."""
+        return self.mm / 1e6
+
+    @property
+    def reachable(self) -> np.ndarray:
+        """Whether each city reaches each target and is not it, bool [cities, trees]."""
+        return self.next_city < len(self.next_city)
+
+
+class Block:
+    """The settled trees of one block of targets; the next block overwrites the arrays.
+
+    Attributes:
+        number: which block it is, from 0. targets: int32 [trees].
+        mm: [cities, trees], as in `Trees`.
+        next_city: [trees, cities], as in `Trees` but a row a tree, which fits a near cache.
+    """
+
+    def __init__(self, packed: Packed, width: int) -> None:
+        self.number = -1
+        self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
+        self._room, self._last = np.empty(0, packed.ids), 0
+
+    def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
+        n, trees, self.targets = len(graph), len(targets), targets
+        self.mm = self._tables[0][: n * trees].reshape(n, trees)
+        self.next_city = self._tables[1][: n * trees].reshape(trees, n)
+        edges = (graph.indptr, graph.indices, packed.keys, packed.into_indptr, packed.into)
+        farthest = relax_block(*edges, packed.orders, packed.base, targets, self.mm, self.next_city)
+        if farthest >= 2**53 / packed.base:
+            km = farthest / 1e6
+            raise ValueError(
+                f"{graph} has a shortest path of {km:,.0f} km: too long to sum exactly"
+            )
+
+    def follow(self, sources: np.ndarray, trees: np.ndarray) -> Paths:
+        """Return the path from each source [m] in the tree [m] of the same place.
+
+        Paths of several blocks share an array of `ROOM` tokens or more: one large allocation, in
+        huge pages, takes a fraction of the time of many small ones.
+        """
+        if len(self._room) < 1.2 * self._last:
+            self._room = np.empty(ROOM, self._room.dtype)
+        while (offsets := _follow(self.next_city, sources, trees, self._room))[-1] < 0:
+            self._room = np.empty(max(ROOM, 2 * len(self._room)), self._room.dtype)
+        self._last = int(offsets[-1])
+        tokens, self._room = np.split(self._room, [self._last])
+        return Paths(tokens, offsets)
+
+
+def over_blocks(
+    graph: CityGraph,
+    blocks: Sequence[np.ndarray],
+    use: Callable[[Block], Result],
+    threads: int | None = None,
+) -> Iterator[Result]:
+    """Yield `use(block)` for the trees of each block of targets, in order, on all cores.
+
+    At most one result more than there are threads waits to be taken, so results may be large.
+
+    Raises:
+        ValueError: a target is no city, or a path is too long to be held exactly.
+        MemoryError: the tables of that many threads do not fit.
+    """
+    for targets in blocks:
+        if not ((targets >= 0) & (targets < len(graph))).all():
+            raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
+    packed, width = pack(graph), max(map(len, blocks), default=0)
+    threads = min(threads or get_num_threads(), len(blocks)) or 1
+    what = f"{threads} times {width} trees of {graph}"
+    require_memory(threads * width * packed.bytes_a_tree, what, "use fewer threads")
+    spare = [Block(packed, width) for _ in range(threads)]
+
+    def work(number: int, targets: np.ndarray) -> Result:
+        block = spare.pop()
+        block.number = number
+        try:
+            block.settle(graph, packed, targets)
+            return use(block)
+        finally:
+            spare.append(block)
+
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for number, targets in enumerate(blocks):
+            pending.append(pool.submit(work, number, targets))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def in_blocks(targets: np.ndarray, width: int = BLOCK) -> list[np.ndarray]:
+    """Return targets cut into arrays of at most `width`."""
+    return [targets[start : start + width] for start in range(0, len(targets), width)]
+
+
+def shortest_path_trees(graph: CityGraph, targets, threads: int | None = None) -> Trees:
+    """Return the trees of shortest paths from every city to each of `targets` (ids [trees]).
+
+    Raises:
+        ValueError: a target is no city, or a path is too long to be held exactly.
+        MemoryError: so many trees do not fit into memory; the message says how much each takes.
+    """
+    targets = np.atleast_1d(np.asarray(targets, np.int32))
+    packed, shape = pack(graph), (len(graph), len(targets))
+    fit = f"at most {int(free_memory() / packed.bytes_a_tree):,} fit at once"
+    remedy = f"{fit}; over_blocks goes through any number, a block at a time"
+    what = f"{len(targets):,} trees of {graph}"
+    require_memory(packed.bytes_a_tree * len(targets), what, remedy)
+    mm, next_city = np.empty(shape), np.empty(shape[::-1], packed.ids)
+
+    width = min(BLOCK, max(16, -(-len(targets) // 4)))  # several blocks a thread
+    order = np.argsort(targets, kind="stable")  # neighbours share a block, and most of its work
+    columns = in_blocks(order, width)[::-1]  # the eastern ones, which take longest, first
+    if (order[:-1] < order[1:]).all():
+        columns = [slice(some[0], some[-1] + 1) for some in columns]  # faster to write
+
+    def keep(block: Block) -> None:
+        where = columns[block.number]
+        mm[:, where], next_city[where] = block.mm, block.next_city
+
+    deque(over_blocks(graph, [targets[where] for where in columns], keep, threads), maxlen=0)
+    return Trees(targets, mm, next_city.T)
+
+
+def paths(trees: Trees, pairs) -> Paths:
+    """Return the shortest path of each (source, target) in `pairs` ([m, 2] ids), as int32 tokens.
+
+    Raises:
+        ValueError: an id is no city, or a target has no tree here or cannot be reached.
+    """
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    if not ((pairs >= 0) & (pairs < len(trees.mm))).all():
+        raise ValueError(f"pairs are ids from 0 to {len(trees.mm) - 1}")
+    column_of = np.full(len(trees.mm), -1)
+    column_of[trees.targets] = np.arange(len(trees.targets))
+    columns = column_of[pairs[:, 1]]
+    if (columns < 0).any():
+        raise ValueError(f"target {pairs[columns < 0][0, 1]} has no tree among those given")
+    lost = ~np.isfinite(trees.mm[pairs[:, 0], columns])
+    if lost.any():
+        raise ValueError("target {1} cannot be reached from source {0}".format(*pairs[lost][0]))
+    room = np.empty(0, trees.next_city.dtype)
+    while (offsets := _follow(trees.next_city.T, pairs[:, 0], columns, room))[-1] < 0:
+        room = np.empty(2 * len(room) + 64 * len(pairs), room.dtype)
+    return Paths(room[: offsets[-1]].astype(np.int32), offsets)
+
+
+@njit(cache=True, nogil=True)
+def _follow(next_city, sources, trees, room):
+    """Write paths into `room` and return their offsets; the last is negative where it is full."""
+    cities, total = next_city.shape[1], 0
+    offsets = np.zeros(len(sources) + 1, np.int64)
+    for i in range(len(sources)):
+        row, city = next_city[trees[i]], np.int64(sources[i])
+        while city < cities:
+            if total == len(room):
+                offsets[-1] = -1
+                return offsets
+            room[total] = city
+            city, total = np.int64(row[city]), total + 1
+        offsets[i + 1] = total
+    return offsets
+
+
+@njit(cache=True, nogil=True)
+def longer(array):
+    """Return a copy with room for as many again."""
+    copy = np.empty(2 * len(array), array.dtype)
+    copy[: len(array)] = array
+    return copy
+
+
+def count_reachable(graph: CityGraph, block: int = BLOCK) -> int:
+    """Return how many ordered (source, target) pairs of distinct cities have a path."""
+    blocks = in_blocks(np.arange(len(graph), dtype=np.int32), block)
+    return sum(over_blocks(graph, blocks, lambda b: int((b.next_city < len(graph)).sum())))

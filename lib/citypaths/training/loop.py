@@ -1,0 +1,264 @@
+"""The training loop: AdamW, warm-up and cosine decay, clipping; resumable to the same bits.
+
+One process or several, started by torchrun, run the same loop: see `citypaths.distributed`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from citypaths.data.batches import Batch, Batches, own_input
+from citypaths.data.dataset import Dataset
+from citypaths.files import DataFileError, atomic_write, remove_parts, sealed, write_json
+from citypaths.models import PathModel, build
+from citypaths.training.checkpoints import (
+    load_history,
+    load_trained,
+    pack,
+    read_checkpoint,
+    seal,
+    unpack,
+)
+from citypaths.training.compute import training_flops
+from citypaths.training.distributed import Team, join
+from citypaths.training.settings import TrainSettings
+
+__all__ = [
+    "Diverged",
+    "Evaluate",
+    "TrainSettings",
+    "Trained",
+    "load_history",
+    "load_trained",
+    "own_input",
+    "read_checkpoint",
+    "train",
+]
+
+LOG_EVERY = 20
+COUNTERS = ("step", "tokens", "seconds", "finished", "history")
+Evaluate = Callable[[PathModel], dict[str, float]]
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient stopped being a finite number."""
+
+
+@dataclass
+class Trained:
+    """A trained model with its history (one row an evaluation) and what it cost."""
+
+    model: PathModel
+    history: pd.DataFrame
+    steps: int
+    training_flops: int
+    seconds: float
+
+
+def train(
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    settings: TrainSettings,
+    model_settings: dict[str, Any] | None = None,
+    evaluate: Evaluate | None = None,
+    device: torch.device | str = "cpu",
+) -> Trained:
+    """Build and train a registered model on a dataset, or go on from the folder's checkpoint.
+
+    A finished folder is loaded, not trained again. `evaluate` returns numbers for the history and
+    must not draw from torch's global random numbers.
+
+    Started by torchrun, every process calls this with the same arguments and takes a share of each
+    batch; all return the same. Rank 0 alone evaluates, and reads and writes the folder. Batches do
+    not depend on the number of processes, and a checkpoint may be gone on from with another number
+    of them. With the same number a stopped run ends with the same bits. With another, weights
+    agree to rounding, unless torch draws at random (dropout, `own_input`): one process goes on
+    from the state saved, several seed each step from (seed, step, rank).
+
+    Raises:
+        Diverged: the loss is no longer finite; the last good checkpoint stays.
+        DataFileError: the folder's checkpoint is damaged or of other settings.
+    """
+    team = join()
+    device = team.place(device)
+    torch.manual_seed(settings.seed)
+    model = build(name, dataset.graph, **(model_settings or {})).to(device)
+    run = _Run(model, dataset, folder, settings, evaluate, team, device)
+    with team.hold(folder / ".lock"):
+        run.resume()
+        run.go()
+    history = pd.DataFrame(run.history)
+    return Trained(
+        model, history, run.step, training_flops(model, run.tokens, run.extra), run.seconds
+    )
+
+
+class _Run:
+    """One training in progress; everything that changes is in the checkpoint."""
+
+    def __init__(self, model, dataset, folder, settings, evaluate, team: Team, device) -> None:
+        self.model, self.folder, self.settings = model, folder, settings
+        self.evaluate, self.team, self.device = evaluate, team, device
+        self.batches = (
+            dataset.batches(settings, device)
+            if hasattr(dataset, "batches")
+            else Batches(
+                dataset, settings.batch_tokens, settings.seed, device, hindsight=settings.hindsight
+            )
+        )
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        )
+        self.step, self.tokens, self.seconds, self.finished = 0, 0, 0.0, False
+        self.history: list[dict[str, float]] = []
+        self.extra = 1.0 if settings.own_input else 0.0
+        on_cuda = device.type == "cuda"
+        self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
+        compiled = on_cuda if settings.compile is None else settings.compile
+        self.loss = team.loss_of(model, compiled)
+        self.trouble = torch.zeros((), device=device)
+
+    @property
+    def identity(self) -> dict:
+        """What must agree between a checkpoint and a run that goes on from it."""
+        recipe = self.batches.dataset.recipe.to_json()
+        trained = {k: v for k, v in asdict(self.settings).items() if k != "save_seconds"}
+        identity = {"model": self.model.settings, "train": trained, "dataset": recipe}
+        return json.loads(json.dumps(identity))  # tuples become lists, as in the file
+
+    def go(self) -> None:
+        evaluations, first = set(self.settings.evaluation_steps()), self.team.first
+        saved, stream = time.monotonic(), iter(self.batches)
+        length, name = self.settings.steps, self.folder.name
+        bar = tqdm(total=length, initial=self.step, desc=name, unit="step", disable=not first)
+        while not self.finished:
+            began = time.monotonic()
+            loss = self._advance(next(stream))
+            due = self.step in evaluations
+            if due or self.step % LOG_EVERY == 0:
+                checked = self._check(loss)
+                bar.set_postfix(loss=f"{checked:.3f}", refresh=False)
+            self.seconds += time.monotonic() - began
+            bar.update()
+            if due:
+                self._evaluate(checked)
+            self.finished = self.finished or self.step >= length
+            log = self.step % LOG_EVERY == 0
+            if first and (self.finished or (log and self._time_to_save(saved))):
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+
+    def _time_to_save(self, saved: float) -> bool:
+        return time.monotonic() - saved >= self.settings.save_seconds
+
+    def _advance(self, batch: Batch) -> Tensor:
+        """Take a step on the whole team's batch; return this rank's part of the loss."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step)
+        tokens = batch.labels.numel()
+        self.team.seed(self.settings.seed, self.step)
+        batch, weight = self.team.share(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.settings.own_input:
+                batch = own_input(self.model, batch, self.settings.own_input)
+            loss = self.loss(batch, weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.trouble += (loss.detach() + norm) * 0  # NaN and infinity stay NaN; read now and then
+        self.step, self.tokens = self.step + 1, self.tokens + tokens
+        return loss.detach()
+
+    def _check(self, loss: Tensor) -> float:
+        """Return the loss of the whole batch; every rank sees the trouble of any."""
+        value, trouble = self.team.mean(torch.stack([loss, self.trouble])).tolist()
+        if not math.isfinite(trouble):
+            raise Diverged(self.team.from_first(lambda: self._complaint(value)))
+        return value
+
+    def _complaint(self, loss: float) -> str:
+        kept = "the last good checkpoint is kept" if self._file.exists() else "none was saved"
+        rate, clip = self.settings.learning_rate, self.settings.clip
+        return (
+            f"{self.folder.name}: the loss ({loss:.4g}) or a gradient is not finite "
+            f"at step {self.step}; {kept}. Lower learning_rate ({rate:g}) or clip ({clip:g})."
+        )
+
+    def _evaluate(self, loss: float) -> None:
+        """Extend the history, on every rank by what rank 0 measures, and so decide alike."""
+        self.history.append(self.team.from_first(lambda: self._measure(loss)))
+        losses = [row.get("valid_loss", row["batch_loss"]) for row in self.history]
+        since_best = len(losses) - 1 - losses.index(min(losses))
+        if self.settings.patience and since_best >= self.settings.patience:
+            self.finished = True
+
+    def _measure(self, loss: float) -> dict[str, float]:
+        entry = {"step": self.step, "tokens": self.tokens, "batch_loss": loss}
+        if self.evaluate is not None:
+            self.model.eval()
+            with torch.inference_mode():
+                entry |= self.evaluate(self.model)
+        return entry
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Write weights, optimizer, random state and counters as one file, whole or not at all."""
+        counters = {k: getattr(self, k) for k in COUNTERS}
+        head = {"identity": self.identity, "position": self.batches.position, **counters}
+        # The history goes first: beside a finished checkpoint, which is final, it is whole.
+        write_json(self.folder / "history.json", sealed(head))
+        with atomic_write(self._file) as part:
+            copies, metadata = seal(head, pack(self.model, self.optimizer))
+            try:
+                save_file(copies, part, metadata=metadata)
+            except SafetensorError as error:  # such as a full disk
+                raise OSError(str(error)) from error
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, where there is one; rank 0 reads it for all."""
+        if self.team.from_first(lambda: self.identity) != self.identity:
+            raise ValueError(f"rank {self.team.rank} has other settings or data than rank 0")
+        tensors: dict[str, Tensor] = {}
+        head = self.team.from_first(lambda: self._read(tensors))
+        if head is None:
+            return
+        unpack(self.team.tensors_from_first(tensors), self.model, self.optimizer)
+        for key in COUNTERS:
+            setattr(self, key, head[key])
+        self.batches.position = tuple(head["position"])
+
+    def _read(self, into: dict[str, Tensor]) -> dict | None:
+        """The checkpoint's head, or None without one; its tensors are put `into`."""
+        remove_parts(self.folder)
+        if not self._file.exists():
+            return None
+        head, tensors = read_checkpoint(self._file)
+        if head["identity"] != self.identity:
+            raise DataFileError(
+                f"{self._file} was trained with other settings or data: "
+                f"delete {self.folder} to train anew"
+            )
+        if not (self.folder / "history.json").exists():
+            write_json(self.folder / "history.json", sealed(head))
+        into.update(tensors)
+        return head

@@ -1,0 +1,67 @@
+"""Cheap priors for an RNN, each an ablation at equal training tokens: what is worth having?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from citypaths import decoding
+from citypaths.data.dataset import Dataset
+from citypaths.judging.methods import Scored, score
+from citypaths.judging.queries import Queries
+from citypaths.lab import train_arm
+from citypaths.sizes import Size
+from citypaths.training.loop import TrainSettings
+
+MODEL_PRIORS: dict[str, dict[str, Any]] = {
+    "untied output": {"tied": False},
+    "coordinates: raw": {"coordinates": "raw"},
+    "coordinates: place cells": {"coordinates": "place_cells"},
+    "coordinates: periodic": {"coordinates": "periodic"},
+    "coordinates: random Fourier (control)": {"coordinates": "fourier"},
+    "recurrent: identity": {"recurrent": "identity"},
+    "recurrent: chain": {"recurrent": "chain"},
+    "recurrent: identity + chain": {"recurrent": "identity_chain"},
+    "mixture of 2 softmaxes": {"softmaxes": 2},
+}
+TRAINING_PRIORS: dict[str, dict[str, Any]] = {
+    "hindsight sub-paths, 25 %": {"hindsight": 0.25},
+    "own predictions as input, 10 %": {"own_input": 0.1},
+}
+
+
+def ablate(
+    size: Size,
+    dataset: Dataset,
+    queries: Queries,
+    arm: dict[str, Any],
+    settings: TrainSettings,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[Scored]:
+    """Train the plain arm and each prior for every seed; return greedy, closed-book scores."""
+    names = ["plain", *MODEL_PRIORS, *TRAINING_PRIORS]
+    scored = []
+    for name in names:
+        for seed in seeds:
+            model = arm | MODEL_PRIORS.get(name, {})
+            recipe = replace(settings, seed=seed, **TRAINING_PRIORS.get(name, {}))
+            trained = train_arm(size, dataset, "prior", recipe, model)
+            found = queries.decode(decoding.greedy, trained.model)
+            columns = {"model": f"{arm['cell']}-{arm['width']}", "regime": "closed_book"}
+            columns |= {"method": f"prior: {name}", "seed": seed, "budget": 1}
+            columns |= {"parameters": trained.model.parameters_count}
+            columns |= {"training_flops": trained.training_flops}
+            scored.append(score(queries, found, **columns))
+    return scored
+
+
+def across_seeds(scored: Sequence[Scored]) -> pd.DataFrame:
+    """Return success by prior over seeds: mean, least, most, and the mean gain over plain."""
+    rows = pd.DataFrame([s.row for s in scored])
+    table = rows.groupby("method", sort=False)["success"].agg(["mean", "min", "max", "count"])
+    parameters = rows.groupby("method", sort=False)["parameters"].first()
+    plain = table.loc["prior: plain", "mean"]
+    return table.assign(gain=table["mean"] - plain, parameters=parameters)

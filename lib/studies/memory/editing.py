@@ -1,0 +1,227 @@
+"""Editing the map: roads closed, cities closed, bridges built; queries asked anew, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from citypaths.data.shards import Rows
+from citypaths.judging.floors import walk
+from citypaths.judging.metrics import judge
+from citypaths.judging.queries import Queries
+from citypaths.map.graph import CityGraph
+from citypaths.map.great_circle import great_circle_km
+from citypaths.map.hashing import unit_hash
+from citypaths.map.paths import Paths
+from citypaths.map.shortest_paths import paths, shortest_path_trees
+
+SUCCESS = 1.05  # times the shortest length
+
+
+def closed(graph: CityGraph, hops) -> CityGraph:
+    """Return the graph without hops ([m, 2] ids), in both directions on a two-way graph.
+
+    Raises:
+        ValueError: a hop is no edge.
+    """
+    hops = np.asarray(hops, np.int64).reshape(-1, 2)
+    if graph.orientation == "two_way":
+        hops = np.concatenate([hops, hops[:, ::-1]])
+    at = graph.edge_index(hops[:, 0], hops[:, 1])
+    if (at < 0).any():
+        raise ValueError("{} -> {} is no hop of this graph".format(*hops[at < 0][0]))
+    kept = np.ones(len(graph.indices), bool)
+    kept[at] = False
+    return graph.with_edges(kept)
+
+
+def closed_cities(graph: CityGraph, cities) -> CityGraph:
+    """Return the graph without the hops into and out of cities [m], which keep their ids.
+
+    Raises:
+        ValueError: an id is no city.
+    """
+    cities = np.asarray(cities, np.int64)
+    if not ((cities >= 0) & (cities < len(graph))).all():
+        raise ValueError(f"cities are ids from 0 to {len(graph) - 1}")
+    shut = np.zeros(len(graph), bool)
+    shut[cities] = True
+    return graph.with_edges(~shut[graph.edge_sources] & ~shut[graph.indices])
+
+
+def bridged(graph: CityGraph, pairs) -> CityGraph:
+    """Return the graph with new hops between pairs of cities ([m, 2] ids) as the crow flies.
+
+    They lead eastward, as all do, or both ways on a two-way graph; any distance will do.
+
+    Raises:
+        ValueError: a pair is joined already, twice in `pairs`, or not of two cities.
+    """
+    west, east = _oriented(graph, pairs)
+    if (west == east).any() or graph.is_edge(west, east).any():
+        raise ValueError("a bridge joins two cities between which there is no hop")
+    a = np.concatenate([graph.edge_sources, west])
+    b = np.concatenate([graph.indices, east])
+    km = great_circle_km(graph.lat[west], graph.lon[west], graph.lat[east], graph.lon[east])
+    order = np.lexsort((b, a))
+    if len(np.unique(a * len(graph) + b)) < len(a):
+        raise ValueError("a bridge is built once")
+    indptr = np.searchsorted(a[order], np.arange(len(graph) + 1)).astype(np.int64)
+    length = np.concatenate([graph.km, km])[order]
+    return replace(graph, indptr=indptr, indices=b[order].astype(np.int32), km=length)
+
+
+def _oriented(graph: CityGraph, pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the hops that bridges between pairs add."""
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    if not ((pairs >= 0) & (pairs < len(graph))).all():
+        raise ValueError(f"pairs are ids from 0 to {len(graph) - 1}")
+    if graph.orientation == "two_way":
+        return np.concatenate([pairs, pairs[:, ::-1]]).T
+    rank = np.argsort(graph.order)
+    turned = rank[pairs[:, 0]] > rank[pairs[:, 1]]
+    return np.where(turned[:, None], pairs[:, ::-1], pairs).T
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A map before and after an edit, and test queries that can still be answered.
+
+    Attributes:
+        before, after: the map. kept: int64 [Q], which of the queries asked before are left.
+        queries: those, with the exact shortest paths of the edited map and its hard subset.
+        hit: bool [Q], the old shortest path is closed, or the new one takes a bridge.
+        needed: bool [Q], hit, and without the new answer more than 5 % too long: always where
+            the old path is closed; where a bridge is built, when the old path no longer succeeds.
+    """
+
+    before: CityGraph
+    after: CityGraph
+    kept: np.ndarray
+    queries: Queries
+    hit: np.ndarray
+    needed: np.ndarray
+
+    @classmethod
+    def of(cls, queries: Queries, after: CityGraph) -> Edit:
+        """Ask queries of a map again on the map after the edit."""
+        old, before = queries.rows, queries.graph
+        trees = shortest_path_trees(after, np.unique(old.target))
+        column = np.searchsorted(trees.targets, old.target)
+        kept = np.flatnonzero(np.isfinite(trees.mm[old.source, column]))
+        asked, mm = old.take(kept), trees.mm[old.source[kept], column[kept]]
+        found = paths(trees, np.stack([asked.source, asked.target], 1))
+        rows = Rows(asked.source, asked.target, mm.astype(np.int64), asked.part, found)
+        walked = walk(after, rows.source, rows.target)
+        hard = ~judge(after, rows.source, rows.target, rows.km, walked.paths)["success"].to_numpy()
+        anew = Queries(after, rows, queries.contained[kept], hard, queries.straight_km[kept])
+        shut, built = ~_legal(after, asked.paths), ~_legal(before, found)
+        late = asked.mm > SUCCESS * mm
+        return cls(before, after, kept, anew, shut | built, shut | (built & late))
+
+    def take(self, keep: np.ndarray) -> Edit:
+        """Return the edit with some of the queries that are left (positions or a boolean mask)."""
+        some = (self.kept[keep], self.queries.take(keep), self.hit[keep], self.needed[keep])
+        return Edit(self.before, self.after, *some)
+
+    @cached_property
+    def gone(self) -> np.ndarray:
+        """Hops that the edit closed, int64 [m, 2]."""
+        return _difference(self.before, self.after)
+
+    @cached_property
+    def new(self) -> np.ndarray:
+        """Hops that the edit added, int64 [m, 2]."""
+        return _difference(self.after, self.before)
+
+
+def _difference(graph: CityGraph, other: CityGraph) -> np.ndarray:
+    hops = np.stack([graph.edge_sources, graph.indices], 1).astype(np.int64)
+    return hops[~other.is_edge(hops[:, 0], hops[:, 1])]
+
+
+def _legal(graph: CityGraph, these: Paths) -> np.ndarray:
+    """Whether every hop of each path is an edge, bool [paths]."""
+    row = np.repeat(np.arange(len(these)), these.lengths)
+    inner = row[:-1] == row[1:]
+    lacks = inner & ~graph.is_edge(these.tokens[:-1], these.tokens[1:])
+    return np.bincount(row[:-1][lacks], minlength=len(these)) == 0
+
+
+def closures(graph: CityGraph, share: float, seed: int, of: str = "hops") -> CityGraph:
+    """Return the graph with a share of its hops or cities closed, at least one, drawn by chance.
+
+    A larger share closes what a smaller one does with the same seed. On a two-way graph a road is
+    drawn once, and closed in both directions.
+    """
+    if not 0 < share <= 1 or of not in ("hops", "cities"):
+        raise ValueError(f"a share above 0 of hops or cities, not {share} of {of}")
+    if of == "cities":
+        drawn = unit_hash(seed, np.arange(len(graph)), 0xC17E5)
+        return closed_cities(graph, np.argsort(drawn)[: max(1, round(share * len(graph)))])
+    hops = np.stack([graph.edge_sources, graph.indices], 1).astype(np.int64)
+    if graph.orientation == "two_way":
+        hops = hops[hops[:, 0] < hops[:, 1]]
+    drawn = unit_hash(seed, hops[:, 0], hops[:, 1], 0xC105ED)
+    return closed(graph, hops[np.argsort(drawn)[: max(1, round(share * len(hops)))]])
+
+
+def best_bridges(
+    graph: CityGraph,
+    source,
+    target,
+    count: int,
+    longest_km: float,
+    tried: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return pairs [count, 2] that shorten most queries by more than 5 %, no two from one city.
+
+    Args:
+        source, target: ids [Q] of queries, such as training ones. longest_km: of a bridge.
+        tried: candidates drawn by chance among pairs that no hop joins.
+    """
+    everywhere = shortest_path_trees(graph, np.arange(len(graph))).mm
+    a, b = np.nonzero(
+        graph.distance_km(np.arange(len(graph))[:, None], np.arange(len(graph))) <= longest_km
+    )
+    west, east = _oriented(graph, np.stack([a, b], 1)[a < b])
+    free = np.flatnonzero(~graph.is_edge(west, east))
+    free = free[np.argsort(unit_hash(seed, west[free], east[free], 0xB81D6E))[:tried]]
+    west, east = west[free], east[free]
+    mm = graph.distance_km(west, east) * 1e6
+    direct = everywhere[source, target]
+    saved = [
+        (direct > SUCCESS * (everywhere[source, w] + length + everywhere[e, target])).sum()
+        for w, e, length in zip(west, east, mm, strict=True)
+    ]
+    chosen: list[tuple[int, int]] = []
+    for i in np.argsort(-np.array(saved), kind="stable"):
+        used = {city for pair in chosen for city in pair}
+        if len(chosen) < count and not used & {int(west[i]), int(east[i])}:
+            chosen.append((int(west[i]), int(east[i])))
+    return np.array(chosen, np.int64).reshape(-1, 2)
+
+
+def closing(
+    queries: Queries, shares: Iterable[float], seeds: Iterable[int], of: str = "hops"
+) -> dict[tuple[float, int], Edit]:
+    """Return an edit for each (share closed, seed)."""
+    graph, seeds = queries.graph, list(seeds)
+    return {(s, n): Edit.of(queries, closures(graph, s, n, of)) for s in shares for n in seeds}
+
+
+def bridging(
+    queries: Queries, train: Rows, counts: Iterable[int], seeds: Iterable[int]
+) -> dict[tuple[float, int], Edit]:
+    """Return an edit for each (number of bridges, seed): twice the connected distance at most.
+
+    A seed draws the candidates; of them those that shorten most training queries are built.
+    """
+    graph, ends, seeds = queries.graph, (train.source, train.target), list(seeds)
+    reach, most = 2 * graph.connected_km, max(counts := list(counts))
+    pairs = {n: best_bridges(graph, *ends, most, reach, seed=n) for n in seeds}
+    return {(c, n): Edit.of(queries, bridged(graph, pairs[n][:c])) for c in counts for n in seeds}

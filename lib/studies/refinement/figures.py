@@ -1,0 +1,109 @@
+"""Figures of refinement: success against rounds and FLOPs, and a route over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from citypaths import plots
+from citypaths.judging.methods import Scored
+from citypaths.judging.queries import Queries
+
+MARKS = {"closed_book": "o", "checked": "s"}
+
+
+def _lines(scored: Iterable[Scored]) -> list[tuple[str, str, tuple, pd.DataFrame]]:
+    """Name, regime, colour and rows (one a round) of each method."""
+    frame = pd.DataFrame([s.row for s in scored])
+    groups = list(frame.groupby("method", sort=False))
+    hues = sns.color_palette("deep", len(groups))
+    return [(n, g["regime"].iloc[0], h, g) for (n, g), h in zip(groups, hues, strict=True)]
+
+
+def by_rounds(scored: Iterable[Scored]) -> Figure:
+    """Draw success on all and on the hard queries against rounds, a line a method."""
+    fig, axes = plt.subplots(1, 2, figsize=(11.5, 4), layout="constrained", sharey=True)
+    for name, regime, hue, rows in _lines(scored):
+        label = f"{name} ({regime.replace('_', '-')})"
+        for ax, column in zip(axes, ("success", "hard_success"), strict=True):
+            style = {"color": hue, "marker": MARKS[regime], "ms": 4, "label": label}
+            ax.plot(rows["budget"], rows[column], **style)
+            low, high = rows[f"{column}_low"], rows[f"{column}_high"]
+            ax.fill_between(rows["budget"], low, high, color=hue, alpha=0.1, lw=0)
+    for ax, title in zip(axes, ("all queries", "hard queries"), strict=True):
+        ax.set(xlabel="rounds", ylim=(-0.02, 1.02))
+        ax.set_title(title)
+    axes[0].set_ylabel("success (bands: 95 % Wilson intervals)")
+    axes[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def against_flops(scored: Iterable[Scored], references: Iterable[Scored]) -> Figure:
+    """Draw success against inference FLOPs: a line of rounds a method, single points for search.
+
+    The references' models are told apart by colour.
+    """
+    others = pd.DataFrame([s.row for s in references])
+    fig, axes = plt.subplots(
+        1, 2, figsize=(11.5, 4.4), layout="constrained", sharey=True, sharex=True
+    )
+    for ax, regime in zip(axes, MARKS, strict=True):
+        for name, own, hue, rows in _lines(scored):
+            rows = rows[rows["inference_flops"] > 0]
+            if own == regime:
+                x, y = rows["inference_flops"], rows["success"]
+                ax.plot(x, y, "o-", ms=4, color=hue, label=name)
+        shades = zip((plots.INK, plots.RED), others.groupby("model", sort=False), strict=False)
+        for hue, (model, rows) in shades:
+            _points(ax, rows[rows["regime"] == regime], hue, f"{model}, searched")
+        ax.set(xscale="log", xlabel="inference FLOPs a query", ylim=(-0.02, 1.02))
+        ax.set_title(regime.replace("_", "-"))
+        ax.legend(fontsize=9, loc="lower right")
+    axes[0].set_ylabel("success")
+    return fig
+
+
+def _points(ax: Axes, rows: pd.DataFrame, color: str, label: str) -> None:
+    style = {"fmt": "*", "ms": 10, "color": color, "capsize": 2, "label": label}
+    y = rows["success"]
+    bars = [(y - rows["success_low"]).clip(0), (rows["success_high"] - y).clip(0)]
+    ax.errorbar(rows["inference_flops"], y, bars, **style)
+    for i, row in enumerate(rows.itertuples()):
+        right = color != plots.INK
+        spot = (6 if right else -6, 6 if i % 2 else -13)
+        beside = {"xytext": spot, "textcoords": "offset points", "ha": "left" if right else "right"}
+        place = (row.inference_flops, row.success)
+        ax.annotate(row.method, place, fontsize=9, color=color, **beside)
+
+
+def over_rounds(queries: Queries, rounds: Sequence[Scored], query: int, shown: int = 6) -> Figure:
+    """Draw a query's path after each round that changed it, beside the shortest, on the map."""
+    graph, shortest = queries.graph, queries.rows.paths[query]
+    paths = [s.found.paths[query] for s in rounds]
+    new = [i for i, p in enumerate(paths) if not i or not np.array_equal(p, paths[i - 1])]
+    if len(new) > shown:
+        new = [new[i] for i in np.linspace(0, len(new) - 1, shown).round().astype(int)]
+    seen = np.concatenate([shortest, *(paths[i] for i in new)])
+    limits = {}
+    for axis, at in (("x", graph.lon[seen]), ("y", graph.lat[seen])):
+        limits[f"{axis}lim"] = (at.min() - 0.35, at.max() + 0.35)
+    high, wide = (np.ptp(limits[name]) for name in ("ylim", "xlim"))
+    lines = -(-len(new) // 2)
+    size = (11, lines * (1 + min(6.0, 5 * high / wide / np.cos(np.radians(graph.lat.mean())))))
+    fig, axes = plt.subplots(lines, 2, figsize=size, layout="constrained", squeeze=False)
+    for ax, i in zip(axes.flat, new, strict=False):
+        missing = int((~graph.is_edge(paths[i][:-1], paths[i][1:])).sum())
+        ratio = f"{rounds[i].judged['ratio'].iloc[query]:.3f} of the shortest length"
+        verdict = f"hops that do not exist: {missing}" if missing else ratio
+        title = f"{'first guess' if i == 0 else f'round {i}'}: {verdict}"
+        plots.draw_route(graph, paths[i], shortest, ax, title)
+        ax.set(**limits)
+    for ax in axes.flat[len(new) :]:
+        ax.set_axis_off()
+    return fig

@@ -1,0 +1,87 @@
+"""Train the arms of notebooks 03 and 04 from the command line, in one process or under torchrun.
+
+    python -m studies.train --size small --arm gru-128 --seed 0
+    python -m studies.train --size medium --arm feedback looped-sampled --seed 1
+    torchrun --nproc_per_node 8 -m studies.train --size full --arm gru-512
+
+The model lands in the folder where the notebook looks for it, and is not trained again there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from citypaths import lab
+from citypaths.files import DataFileError
+from citypaths.sizes import Size, get_size
+from citypaths.training.distributed import Team, join, leave
+from citypaths.training.loop import Diverged, Trained, TrainSettings
+from studies.recurrence import study as recurrence
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command-line parser."""
+    main = argparse.ArgumentParser(prog="python -m studies.train", description="Train arms.")
+    main.add_argument("--size", default="small", help="tiny, small, medium or full")
+    main.add_argument(
+        "--arm", nargs="+", help="such as gru-128 (default: all of notebook 03) or feedback"
+    )
+    main.add_argument("--seed", type=int, default=0)
+    main.add_argument(
+        "--overrides", type=json.loads, default={}, metavar="JSON", help='{"steps": 800}'
+    )
+    return main
+
+
+def train_arms(size: Size, arms: list[str], seed: int, team: Team) -> dict[str, Trained]:
+    """Train arms of a size as notebook 03 or 04 does; for 03 rank 0 watches validation queries.
+
+    Raises:
+        DataFileError: the size's graph or dataset is not there: a notebook makes it.
+    """
+    dataset = lab.size_dataset(size, lab.size_graph(size))
+    settings = TrainSettings(size.steps, size.batch_tokens, size.learning_rate, seed=seed)
+    watch = None
+    if team.first:
+        watch = lab.watch(lab.Queries.of(dataset, "valid").uncontained().first(500))
+    recurrent = recurrence.arms(size.width)
+    return {
+        arm: recurrence.train(size, dataset, arm, seed)
+        if arm in recurrent
+        else lab.train_arm(size, dataset, arm, settings, lab.arm_settings(arm), watch)
+        for arm in arms
+    }
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Train what the arguments name; rank 0 prints a line an arm."""
+    options = parser().parse_args(arguments)
+    try:
+        size = get_size(options.size, options.overrides)
+    except ValueError as error:
+        parser().error(str(error))
+    team = join()
+    trained = train_arms(size, options.arm or list(size.arms), options.seed, team)
+    if team.first:
+        for arm, done in trained.items():
+            last = done.history.iloc[-1]
+            loss = f"{last.get('valid_loss', last['batch_loss']):.3f}"
+            kind = "validation" if "valid_loss" in last else "batch"
+            print(f"{arm}: {done.steps} steps, {done.seconds:.0f} s, {kind} loss {loss}")
+    leave()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; return 1 after an error that explains itself."""
+    try:
+        run(arguments)
+    except (DataFileError, Diverged) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

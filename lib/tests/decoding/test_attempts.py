@@ -1,0 +1,259 @@
+"""Attempts, best of N, stitching and stochastic beams against enumeration and brute force."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from test_search import START, STEP, Markov
+
+from citypaths import decoding
+from citypaths.decoding import Budget, PathLength, in_parts
+from citypaths.decoding.attempts import Attempts
+from citypaths.map.graph import build_graph
+from citypaths.map.paths import Found, Paths
+from studies import search
+from studies.search import ExactValue
+
+
+@pytest.fixture(scope="module")
+def six(place):
+    """Six cities in two rows; two_way, each joined to a few."""
+    return build_graph(place([(0.1 * (i % 2), 0.08 * i) for i in range(6)]), 20, "two_way")
+
+
+@pytest.fixture(scope="module")
+def model(six):
+    return Markov(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))
+
+
+def every_path(model, source, target, most, graph=None) -> dict[tuple, float]:
+    """Probability of each path that arrives within `most` hops, or is as long, by enumeration."""
+    open_, done = {(source,): 1.0}, {}
+    for t in range(most):
+        grown = {}
+        for path, p in open_.items():
+            weights = (model.table[path[-1]] * (1 + 0.1 * t)).softmax(-1).tolist()
+            if graph is not None:
+                weights = [w * bool(graph.is_edge(path[-1], v)) for v, w in enumerate(weights)]
+            for city, weight in enumerate(weights):
+                if weight:
+                    place = done if city == target else grown
+                    place[*path, city] = p * weight / sum(weights)
+        open_ = grown
+    return done | open_
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_attempts_are_draws_from_the_model(model, six, checked):
+    graph = six if checked else None
+    n, expected = 20_000, every_path(model, 0, 4, 3, graph)
+    found = decoding.draw(model, [0], [4], 3, n, checked_by=graph, seed=1)
+    counts = dict(zip((tuple(p.tolist()) for p in found.paths), found.count, strict=True))
+    assert sum(counts.values()) == n and set(counts) <= set(expected)
+    common = [path for path, p in expected.items() if p * n >= 5]
+    seen = np.array([counts.get(path, 0) for path in common] + [0])
+    hoped = np.array([expected[path] * n for path in common] + [0])
+    seen[-1], hoped[-1] = n - seen.sum(), n - hoped.sum()
+    assert chisquare(seen[hoped > 0], hoped[hoped > 0]).pvalue > 1e-3
+    logs = [np.log(expected[tuple(p.tolist())]) for p in found.paths]
+    np.testing.assert_allclose(found.log_p, logs, atol=1e-4)
+
+
+def test_a_shared_prefix_is_computed_once(model):
+    found = decoding.draw(model, [0, 2], [4, 2], 3, 500, seed=2)
+    prefixes = {tuple(p[:i].tolist()) for p in found.paths.take(found.query == 0) for i in (1, 2, 3)
+                if len(p) > i}  # fmt: skip
+    assert found.flops.tolist() == [START + STEP * len(prefixes), 0]
+    assert found.paths[len(found.paths) - 1].tolist() == [2] and found.count[-1] == 500
+
+
+def test_checked_attempts_look_each_hop_up_once(model, six):
+    found = decoding.draw(model, [0, 1], [5, 5], 4, 300, checked_by=six, seed=3)
+    assert len(np.unique(found.hops, axis=0)) == len(found.hops) == found.lookups.sum()
+    looked = {tuple(hop) for hop in found.hops.tolist()}
+    assert {tuple(hop) for hop in found.used_hops().tolist()} <= looked
+    assert all(six.is_edge(a, b) for p in found.paths for a, b in pairwise(p.tolist()))
+
+
+def test_a_dead_end_ends_there(chain):
+    """Towards a city in the west there is no hop but to the east, and then none."""
+    found = decoding.draw(Markov(torch.zeros(5, 5)), [3], [0], 9, 50, checked_by=chain)
+    assert [p.tolist() for p in found.paths] == [[3, 4]] and found.count.tolist() == [50]
+
+
+@pytest.mark.parametrize("budget", [Budget(flops=60), Budget(lookups=4), Budget(flops=0)])
+def test_attempts_stay_within_their_budget(model, six, budget):
+    found = decoding.draw(model, [0, 1, 2], [5, 5, 5], 6, 200, checked_by=six, budget=budget)
+    assert budget.allows(found.flops, found.lookups).all()
+    assert np.bincount(found.query, found.count).max() <= 200
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"temperature": 0.0}, {"max_hops": 0}])
+def test_attempts_refuse(model, wrong):
+    with pytest.raises(ValueError, match="attempts at temperature"):
+        decoding.draw(model, [0], [4], **({"max_hops": 3, "n": 4} | wrong))
+
+
+# Best of N
+
+
+def attempts_of(query, count) -> Attempts:
+    queries = max(query) + 1
+    zeros, paths = np.zeros(queries), Paths.from_lists([[i] for i in range(len(query))])
+    arrays = (np.array(query), np.array(count), np.zeros(len(query)), np.zeros((0, 3), int))
+    return Attempts(paths, *arrays, zeros, zeros, 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_expected_best_is_the_mean_over_all_subsets(data):
+    counts = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    total = sum(counts)
+    levels = st.sampled_from([0.0, 1.0, np.inf])
+    energies = np.array([data.draw(levels) for _ in counts])
+    good = np.array([data.draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in counts])
+    n = data.draw(st.integers(1, total))
+    drawn = np.repeat(np.arange(len(counts)), counts)
+    shares = []
+    for subset in combinations(range(total), n):
+        rows = drawn[list(subset)]
+        rows = rows[energies[rows] == energies[rows].min()]
+        shares.append(np.mean(good[rows]))
+    attempts = attempts_of([0] * len(counts) + [1], [*counts, total])
+    value = decoding.expected_best(attempts, np.append(energies, 0), np.append(good, 1), [n])
+    np.testing.assert_allclose(value[:, 0], [np.mean(shares), 1.0])
+
+
+def test_more_attempts_never_hurt_an_exact_verifier(tennessee):
+    random = np.random.default_rng(0)
+    energies, query = random.exponential(size=60), np.repeat(np.arange(3), 20)
+    attempts = attempts_of(query, random.integers(1, 5, 60))
+    good = (energies < 0.1).astype(float)
+    ns = range(1, int(np.bincount(query, attempts.count).min()))
+    curve = decoding.expected_best(attempts, energies, good, list(ns))
+    assert (np.diff(curve, axis=1) >= -1e-12).all()
+    with pytest.raises(ValueError, match="were drawn, not 99999"):
+        decoding.expected_best(attempts, energies, good, [99999])
+
+
+def shortest(graph, pairs) -> list[float]:
+    net = graph.to_networkx()
+    return [nx.shortest_path_length(net, *pair, weight="weight") for pair in pairs]
+
+
+def test_enough_attempts_and_an_exact_verifier_are_dijkstra(six):
+    pairs = [(0, 5), (5, 0), (1, 4), (3, 3)]
+    source, target = np.array(pairs).T
+    flat, verify = Markov(torch.zeros(6, 6)), PathLength(six)
+    for found in (
+        decoding.best_of(flat, source, target, 6, n=20_000, scorer=verify),
+        decoding.best_of(flat, source, target, 6, n=4_000, scorer=verify, checked_by=six),
+        decoding.stitched(flat, source, target, 6, n=200, checked_by=six),
+        search.stochastic_beam(flat, source, target, 6, width=900, scorer=verify, checked_by=six),
+    ):
+        km = verify.score(source, target, found.paths)
+        np.testing.assert_allclose(km, shortest(six, pairs), rtol=1e-6)
+        assert found.flops[3] == 0 and (found.lookups[:3] > 0).all()
+
+
+def test_a_closed_book_verifier_pays_for_its_look_ups(model, six):
+    found = decoding.best_of(model, [0], [4], 3, n=300, scorer=PathLength(six), seed=5)
+    attempts = decoding.draw(model, [0], [4], 3, 300, seed=5)
+    assert found.lookups.tolist() == [len(attempts.used_hops())]
+
+
+def test_stitching_joins_what_no_attempt_took_whole(six):
+    hops = np.array([[0, 0, 1], [0, 1, 3], [0, 3, 5], [0, 0, 5], [1, 0, 1], [1, 2, 3]])
+    paths = decoding.stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
+    assert paths[0].tolist() == [0, 1, 3, 5] and not len(paths[1])
+
+
+# Stochastic beams
+
+
+def test_stochastic_beams_draw_without_replacement(model):
+    """The first of two beams by score is a draw from the model: its perturbation is the largest."""
+    expected = every_path(model, 0, 4, 2)
+    paths = [search.stochastic_beam(model, [0] * 4_000, [4] * 4_000, 2, width=1, seed=s).paths
+             for s in (0, 1)]  # fmt: skip
+    counts = {path: 0 for path in expected}
+    for path in Paths.concatenate(paths):
+        counts[tuple(path.tolist())] += 1
+    hoped = np.array([p * 8_000 for p in expected.values()])
+    assert chisquare(list(counts.values()), hoped).pvalue > 1e-3
+
+
+def test_a_beam_of_all_paths_finds_the_most_probable(model):
+    expected = every_path(model, 0, 4, 3)
+    arriving = {path: p for path, p in expected.items() if path[-1] == 4}
+    found = search.stochastic_beam(model, [0], [4], 3, width=len(expected))
+    assert tuple(found.paths[0].tolist()) == max(arriving, key=arriving.get)
+    prefixes = {path[:i] for path in expected for i in range(1, len(path))}
+    assert found.flops.tolist() == [START + STEP * len(prefixes)]
+    with pytest.raises(ValueError, match="width is at least 1"):
+        search.stochastic_beam(model, [0], [4], 3, width=0)
+
+
+# The exact scorers, and searches in parts
+
+
+def test_path_length_refuses_what_is_illegal_or_elsewhere(chain):
+    lists = [[0, 1, 2], [0, 2], [0, 1], [1, 2], [], [2], [0, 9, 2]]
+    source = np.array([0, 0, 0, 0, 0, 2, 0])
+    energies = PathLength(chain).score(source, np.full(7, 2), Paths.from_lists(lists))
+    assert np.isfinite(energies).tolist() == [True, False, False, False, False, True, False]
+    assert energies[0] == pytest.approx(chain.km[:2].sum()) and energies[5] == 0
+
+
+def test_exact_value_is_dijkstras(tennessee):
+    value = ExactValue(tennessee, np.array([7, 300]))
+    lengths = nx.single_source_dijkstra_path_length(
+        tennessee.to_networkx().reverse(), 300, weight="weight"
+    )
+    togo = value.togo(torch.arange(len(tennessee)), torch.full((len(tennessee),), 300))
+    expected = [lengths.get(i, np.inf) for i in range(len(tennessee))]
+    np.testing.assert_allclose(togo.numpy(), expected, rtol=1e-6)
+
+
+class Stops:
+    """A search that is interrupted at its third part, once."""
+
+    def __init__(self) -> None:
+        self.calls, self.firsts = 0, []
+
+    def __call__(self, source, target, seed) -> Found:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        self.firsts.append((int(source[0]), seed))
+        costs = (np.ones(len(source)), np.zeros(len(source)), np.zeros(len(source)))
+        return Found(Paths.from_lists(np.stack([source, target], 1)), *costs, 1.0)
+
+
+def test_an_interrupt_loses_no_finished_query(tmp_path):
+    method, ids = Stops(), np.arange(10)
+    with pytest.raises(decoding.Interrupted, match="6 of 10 queries are finished") as stopped:
+        in_parts(method, ids, ids + 1, part=3, folder=tmp_path, seed=4)
+    assert len(stopped.value.found.paths) == 6 and stopped.value.found.seconds == 2
+    found = in_parts(method, ids, ids + 1, part=3, folder=tmp_path, seed=4)
+    assert method.firsts == [(0, 4), (3, 7), (6, 10), (9, 13)], "finished parts are not repeated"
+    assert found.paths.tokens.tolist() == np.stack([ids, ids + 1], 1).flatten().tolist()
+    assert found.flops.tolist() == [1.0] * 10
+    (tmp_path / "00000003.npz").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is no finished part of a search"):
+        in_parts(method, ids, ids + 1, part=3, folder=tmp_path, seed=4)
+    with pytest.raises(ValueError, match="is of other queries"):
+        in_parts(method, ids + 1, ids + 1, part=3, folder=tmp_path, seed=4)
+
+
+@pytest.mark.parametrize("limit", ["flops", "lookups", "expansions"])
+def test_a_budget_is_no_negative_number(limit):
+    with pytest.raises(ValueError, match=f"budget of {limit} is 0 or more"):
+        Budget(**{limit: -1.0})

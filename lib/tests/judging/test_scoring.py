@@ -1,0 +1,131 @@
+"""Notebook 03's scores: floors and decoders on the same queries, leaks, splits, faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from citypaths import decoding, lab
+from citypaths.judging import methods as scoring
+from citypaths.judging.floors import hop_use, rarest_hop
+from citypaths.judging.ledger import COLUMNS
+from citypaths.models import build
+from citypaths.sizes import get_size
+from citypaths.training.loop import TrainSettings
+from studies.baselines import waterfall
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(empty_home):
+    return empty_home
+
+
+@pytest.fixture(scope="module")
+def size(home):
+    return get_size("tiny", {"train": 1500, "valid": 80, "test": 400, "queries": 40})
+
+
+@pytest.fixture(scope="module")
+def dataset(size):
+    return lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
+
+
+@pytest.fixture(scope="module")
+def queries(dataset):
+    return lab.Queries.of(dataset).uncontained()
+
+
+@pytest.fixture(scope="module")
+def memory(dataset):
+    return [dataset.rows("train").paths]
+
+
+def test_floors_are_scored_under_their_names(queries, memory):
+    scored = {s.name: s for s in scoring.score_floors(queries, memory)}
+    assert scored["Dijkstra"].row["success"] == scored["A*"].row["optimal"] == 1.0
+    assert scored["geo-greedy"].row["hard_success"] == 0.0
+    assert scored["geo-greedy"].row["hard_queries"] == queries.hard.sum() > 0
+    assert all(
+        set(s.row) <= set(COLUMNS) and s.row["regime"] == "open_map" for s in scored.values()
+    )
+
+
+def test_decoders_are_scored_in_their_regimes(size, dataset, queries):
+    few, settings = queries.first(40), TrainSettings(steps=5, batch_tokens=512, evaluations=1)
+    trained = lab.train_arm(size, dataset, "gru-8", settings, lab.arm_settings("gru-8"))
+    scored = {s.name: s for s in scoring.score_decoders(few, "gru-8", trained)}
+    assert [name for name in scored if "checked" in name] == [
+        "gru-8, greedy, checked",
+        "gru-8, beam 8, checked",
+    ]
+    for name, one in scored.items():
+        assert (one.row["regime"] == "checked") == ("checked" in name)
+        assert (one.row["lookups"] > 0) == ("checked" in name)
+        assert one.row["legal"] == 1.0 or "checked" not in name
+        assert one.row["inference_flops"] > 0 and one.row["training_flops"] > 0
+        assert set(one.row) <= set(COLUMNS)
+    table = scoring.board(scored.values(), "success lookups")
+    assert list(table.index) == list(scored) and list(table.columns) == ["success", "lookups"]
+
+
+def test_rarest_hop_against_counting_by_hand(queries, memory):
+    graph, counts = queries.graph, {}
+    for path in memory[0]:
+        for hop in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
+            counts[hop] = counts.get(hop, 0) + 1
+    use = hop_use(graph, memory)
+    assert use.sum() == sum(counts.values())
+    rarest = rarest_hop(graph, use, queries.rows.paths)
+    for least, path in zip(rarest, queries.rows.paths, strict=True):
+        hops = zip(path[:-1].tolist(), path[1:].tolist(), strict=True)
+        assert least == min(counts.get(hop, 0) for hop in hops)
+    groups = scoring.well_travelled(queries, memory)
+    assert (np.asarray(groups == "0") == (rarest == 0)).all()
+
+
+def test_leaks_grow_with_training_and_splits_compare(size, dataset):
+    leak = scoring.leak_by_training_size(size, dataset.graph, steps=3)
+    assert leak["training paths"].is_monotonic_increasing and leak["contained"].between(0, 1).all()
+    assert leak["contained"].iloc[-1] > leak["contained"].iloc[0]
+    table = scoring.compare_splits(size, dataset.graph).set_index("split")
+    assert table.loc["long", "hops, test"] > table.loc["pair", "hops, test"]
+    assert (table["train"] > 0).all()
+
+
+def test_faults_count_every_failure_once(queries):
+    model = build("rnn", queries.graph, width=8)
+    judged = queries.judge(queries.decode(decoding.greedy, model))
+    table = lab.faults(judged)
+    assert table["queries"].sum() == (~judged["success"]).sum() > 0
+    assert table["share"].sum() == pytest.approx(1.0)
+
+
+def test_waterfall_rows_are_numbered(size):
+    rows = waterfall.ledger_rows(pd.DataFrame({"row": [{"method": "a"}, {"method": "b"}]}), "gru-8")
+    assert [row["method"] for row in rows] == ["waterfall 0: a", "waterfall 1: b"]
+    assert {row["orientation"] for row in rows} == {"two_way"}
+
+
+def test_loops_reach_the_model(queries):
+    """A model with a test-time dial must see it, in training form and while decoding."""
+    seen = []
+
+    class Dial(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+        def start(self, source, target, loops=None):
+            seen.append(loops)
+            return self.inner.start(source, target)
+
+    model = Dial(build("rnn", queries.graph, width=8))
+    few = queries.first(5)
+    few.decode(decoding.greedy, model, loops=7)
+    few.decode(decoding.beam, model, width=2, loops=9)
+    assert seen == [7, 9]
