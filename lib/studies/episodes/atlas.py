@@ -43,9 +43,8 @@ class Atlas:
         return hashlib.sha256(self.lat.tobytes() + self.lon.tobytes()).hexdigest()[:16]
 
     @cached_property
-    def _sphere(self) -> tuple[np.ndarray, cKDTree]:
-        points = unit_sphere(self.lat, self.lon)
-        return points, cKDTree(points)
+    def _tree(self) -> cKDTree:
+        return cKDTree(unit_sphere(self.lat, self.lon))
 
     def split(self, held: float = 0.2, degrees: float = 2.0, seed: int = 0) -> tuple[Atlas, Atlas]:
         """Return what is left and what is held out: a share of the cells of a grid, whole.
@@ -58,10 +57,8 @@ class Atlas:
         order = np.random.default_rng(seed).permutation(len(cells))
         chosen[order[: max(1, round(held * len(cells)))]] = True
         out = chosen[cell.ravel()]
-        return self._take(~out, self.name), self._take(out, f"{self.name}, held out")
-
-    def _take(self, keep: np.ndarray, name: str) -> Atlas:
-        return Atlas(self.lat[keep], self.lon[keep], name)
+        rest = Atlas(self.lat[~out], self.lon[~out], self.name)
+        return rest, Atlas(self.lat[out], self.lon[out], f"{self.name}, held out")
 
     def around(self, count: int, cities: int, random: np.random.Generator) -> np.ndarray:
         """Return `count` windows, int64 [count, cities]: places drawn around a random centre.
@@ -72,8 +69,8 @@ class Atlas:
         near = SPREAD * cities
         if near > len(self):
             raise ValueError(f"{self.name}: {len(self)} places, a map looks at {near} around it")
-        points, tree = self._sphere
-        _, around = tree.query(points[random.integers(len(self), size=count)], k=near)
+        centres = self._tree.data[random.integers(len(self), size=count)]
+        _, around = self._tree.query(centres, k=near)
         drawn = random.random(around.shape).argsort(1, kind="stable")[:, :cities]
         return np.take_along_axis(around, drawn, 1)
 
@@ -145,7 +142,12 @@ def draw_maps(
     lat, lon = atlas.lat[places], atlas.lon[places]
     eastward = np.lexsort((places, lat, lon), axis=1)
     lat, lon = (np.take_along_axis(a, eastward, 1) for a in (lat, lon))
-    km = _joined(lat, lon, edges)
+    west, east = np.triu_indices(cities, 1)
+    length = great_circle_km(lat[:, west], lon[:, west], lat[:, east], lon[:, east])
+    far = length.argsort(1, kind="stable")[:, edges:]
+    np.put_along_axis(length, far, np.inf, 1)
+    km = np.full((count, cities, cities), np.inf)
+    km[:, west, east] = length
     closed = np.zeros(km.shape, bool)
     if closures:
         score = np.where(np.isfinite(km), random.random(km.shape), 2.0).reshape(count, -1)
@@ -155,26 +157,11 @@ def draw_maps(
     return Maps(lat, lon, names, km, closed, *solve(np.where(closed, np.inf, km)))
 
 
-def _joined(lat: np.ndarray, lon: np.ndarray, edges: int) -> np.ndarray:
-    """The nearest pairs of each map as an upper triangle of km, infinite elsewhere."""
-    count, cities = lat.shape
-    west, east = np.triu_indices(cities, 1)
-    length = great_circle_km(lat[:, west], lon[:, west], lat[:, east], lon[:, east])
-    far = length.argsort(1, kind="stable")[:, edges:]
-    np.put_along_axis(length, far, np.inf, 1)
-    km = np.full((count, cities, cities), np.inf)
-    km[:, west, east] = length
-    return km
-
-
 def solve(km: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return km to go, next city and hops of all shortest paths of eastward maps.
 
-    Args:
-        km: float64 [B, n, n], infinite where there is no hop and on and below the diagonal.
-
-    Returns:
-        togo float64, onward int64 (-1 without a path), hops int64, all [B, n, n].
+    Takes km, float64 [B, n, n], infinite where there is no hop and on and below the diagonal;
+    returns togo float64, onward int64 (-1 without a path), hops int64, all [B, n, n].
     """
     cities = km.shape[1]
     togo = np.full(km.shape, np.inf)

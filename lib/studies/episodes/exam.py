@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from citypaths.judging.metrics import OPTIMAL_SLACK, SLACKS
-from studies.episodes.core import Tap
+from studies.episodes.memory import State, Tap
 from studies.episodes.model import EpisodeModel
-from studies.episodes.task import Episodes, Maps, _steps, asking, question
+from studies.episodes.task import Episodes, ask, question
 
 SPARE = 2  # hops more than the longest asked for
 
@@ -45,44 +45,39 @@ def answer(
         dtype: in which the memory is kept.
     """
     memory, device = model.eval().memory, next(model.parameters()).device
+    task, first = episodes.task, episodes.shown.kind.shape[1]
+    city_of = torch.from_numpy(episodes.maps.city_of(task.symbols)).to(device)
+    recalled, paths = np.zeros((len(episodes), 0), np.int64), []
     rounding, memory.rounding = memory.rounding, dtype
     try:
         _, state = model.read(episodes.shown.to(device))
         memory.tap = tap
-        return _asked(model, episodes, state)
+        if task.recalls:
+            asks = episodes.steps.between(first, first + task.recalls).to(device)
+            logits, state = model.read(asks, state)
+            recalled = city_of.gather(1, logits.argmax(-1)).cpu().numpy()
+        for number in range(task.queries):
+            path, state = _path(model, episodes, number, state, city_of)
+            paths.append(path)
     finally:
         memory.tap, memory.rounding = None, rounding
-
-
-def _asked(model: EpisodeModel, episodes: Episodes, state) -> Answers:
-    maps, task = episodes.maps, episodes.task
-    device = next(model.parameters()).device
-    city_of = torch.from_numpy(maps.city_of(task.symbols)).to(device)
-    first = episodes.shown.kind.shape[1]
-    recalled = np.zeros((len(maps), 0), np.int64)
-    if task.recalls:
-        asks = episodes.steps.between(first, first + task.recalls).to(device)
-        logits, state = model.read(asks, state)
-        recalled = city_of.gather(1, logits.argmax(-1)).cpu().numpy()
-    paths = []
-    for number in range(task.queries):
-        path, state = _path(model, episodes, number, state, city_of)
-        paths.append(path)
     return Answers(np.stack(paths, 1), recalled)
 
 
-def _path(model, episodes: Episodes, number: int, state, city_of: Tensor):
+def _path(
+    model: EpisodeModel, episodes: Episodes, number: int, state: State, city_of: Tensor
+) -> tuple[np.ndarray, State]:
     """Decode one query of every episode; returns cities [B, longest] and the state after."""
     maps, task, device = episodes.maps, episodes.task, city_of.device
     here, goal = episodes.queries[:, number].T.copy()
     if task.think:
-        _, state = model.read(_steps(question(maps, here, goal, task.think)).to(device), state)
+        _, state = model.read(question(maps, here, goal, task.think).to(device), state)
     path, going = [here], np.ones(len(maps), bool)
     for _ in range(task.hops + SPARE):
         if not going.any():
             path.append(np.full(len(maps), -1))
             continue
-        step = _steps(asking(maps, np.maximum(here, 0), goal, going)).to(device)
+        step = ask(maps, np.maximum(here, 0), goal, going).to(device)
         logits, state = model.read(step, state)
         said = city_of.gather(1, logits[:, -1].argmax(-1, keepdim=True))[:, 0].cpu().numpy()
         path.append(np.where(going, said, -1))
@@ -91,7 +86,7 @@ def _path(model, episodes: Episodes, number: int, state, city_of: Tensor):
     return np.stack(path, 1), state
 
 
-def judge(episodes: Episodes, answers: Answers, slack: float = 0.05) -> pd.DataFrame:
+def judge(episodes: Episodes, answers: Answers) -> pd.DataFrame:
     """Judge answered paths: one row a query that has an answer.
 
     Columns: episode, query, shortest_hops, hard (no hop leads from source to target), legal,
@@ -111,24 +106,21 @@ def judge(episodes: Episodes, answers: Answers, slack: float = 0.05) -> pd.DataF
     legal = np.isfinite(km).all(1)
     with np.errstate(invalid="ignore"):
         ratio = np.where(arrives & legal, km.sum(1) / best, np.inf)
+
+    here, exact = source, np.ones(len(row), bool)
+    for column in range(1, paths.shape[1]):
+        going = here != target
+        here = np.where(going, maps.onward[row, here, target], here)
+        exact &= np.where(going, paths[:, column] == here, True)
+
     table = {"episode": row, "query": np.tile(np.arange(queries), count)}
     hops = maps.hops[row, source, target]
     table |= {"shortest_hops": hops, "hard": hops > 1, "legal": legal, "arrives": arrives}
     for name, more in SLACKS.items():
         table[name] = ratio <= (1 + more) * (1 + 1e-9)
-    table |= {"success": ratio <= (1 + slack) * (1 + 1e-9), "optimal": ratio <= 1 + OPTIMAL_SLACK}
-    judged = pd.DataFrame(table | {"exact": _exact(maps, row, source, target, paths)})
+    table |= {"success": table["bounded_05"], "optimal": ratio <= 1 + OPTIMAL_SLACK}
+    judged = pd.DataFrame(table | {"exact": exact & (here == target)})
     return judged[np.isfinite(best)].reset_index(drop=True)
-
-
-def _exact(maps: Maps, row, source, target, paths: np.ndarray) -> np.ndarray:
-    """Whether each path is the shortest one, city by city."""
-    here, same = source, np.ones(len(row), bool)
-    for column in range(1, paths.shape[1]):
-        going = here != target
-        here = np.where(going, maps.onward[row, here, target], here)
-        same &= np.where(going, paths[:, column] == here, True)
-    return same & (here == target)
 
 
 def recall(episodes: Episodes, answers: Answers) -> np.ndarray:
@@ -136,9 +128,6 @@ def recall(episodes: Episodes, answers: Answers) -> np.ndarray:
     maps, row = episodes.maps, np.arange(len(episodes))[:, None]
     named = np.maximum(answers.recalled, 0)
     return (answers.recalled >= 0) & np.isfinite(maps.open_km[row, episodes.recalls, named])
-
-
-Walk = Callable[[np.ndarray], np.ndarray]
 
 
 def walk_at_random(episodes: Episodes, random: np.random.Generator) -> Answers:
@@ -151,7 +140,8 @@ def walk_nearest(episodes: Episodes) -> Answers:
     return _walked(episodes, lambda km: km)
 
 
-def _walked(episodes: Episodes, cost: Walk) -> Answers:
+def _walked(episodes: Episodes, cost: Callable[[np.ndarray], np.ndarray]) -> Answers:
+    """Walks that take a hop to the goal where there is one, else the cheapest."""
     maps, row = episodes.maps, np.arange(len(episodes))[:, None]
     here, goal = episodes.queries[..., 0], episodes.queries[..., 1]
     path, going = [here], np.ones(here.shape, bool)

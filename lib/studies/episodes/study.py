@@ -12,23 +12,24 @@ import pandas as pd
 import torch
 
 from citypaths.judging.ledger import arms_of
+from citypaths.judging.methods import Method
 from citypaths.judging.metrics import ledger_rates
 from citypaths.lab import device
 from citypaths.sizes import Size, digest
 from citypaths.training import loop as training
 from citypaths.training.loop import Evaluate, Trained, TrainSettings
 from studies.episodes.atlas import Atlas
-from studies.episodes.core import Tap, blanked, numbers_held, swapped
 from studies.episodes.exam import Answers, answer, judge, recall, walk_at_random, walk_nearest
-from studies.episodes.model import EpisodeModel, Lessons
-from studies.episodes.networks import make_memory
-from studies.episodes.task import Episodes, Task, draw_episodes, varied
+from studies.episodes.memory import Tap, blanked, numbers_held, swapped
+from studies.episodes.model import EpisodeModel, Lessons, make_memory
+from studies.episodes.task import Episodes, Task, draw_episodes
 
 WIDTH = 48
 PARAMETERS = 48_000  # of the memory of every arm, at most
 BATCH = 32
 RATE = 1e-2
 EXAM = 9_000  # seed of exams, which no training has
+Runs = Mapping[tuple[str, int], Trained]  # by arm and seed
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,7 @@ ARMS: dict[str, Arm] = {
     "memorizing": Arm("memorizing", {"layers": 2, "segment": 16, "memory": 256}),
     "ntm": Arm("ntm", {"slots": 32, "word": 24}),
     "dnc": Arm("dnc", {"slots": 32, "word": 24, "heads": 2}),
-    "dnc-mended": Arm(
-        "dnc",
-        {"slots": 32, "word": 24, "heads": 2, "masked": True, "freed": True, "sharpened": True},
-    ),
+    "dnc-mended": Arm("dnc", {"slots": 32, "word": 24, "heads": 2, "improved": True}),
     "associative": Arm("associative", {"copies": 4}),
     "plastic": Arm("plastic", {}, rate=5e-3),
     "lstm, longer": Arm("lstm", {}, 4),
@@ -84,11 +82,6 @@ def task_of(size: Size) -> Task:
     return Task(cities=size.map_cities, degree=2.5, closures=3, delay=8, queries=8, recalls=10)
 
 
-def lessons_of(size: Size, atlas: Atlas) -> Lessons:
-    """Return the training episodes of a size."""
-    return Lessons(task_of(size), atlas, BATCH, least=max(4, 2 * size.map_cities // 3))
-
-
 def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
     """Return what `build("episodes", ...)` needs for an arm."""
     own = dict(arm.settings)
@@ -99,35 +92,17 @@ def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
 
 def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:
     """Train (or load) an arm of `ARMS` on a size's episodes, watched on episodes of its own."""
-    arm, lessons = ARMS[label], lessons_of(size, atlas)
+    arm, task = ARMS[label], task_of(size)
+    lessons = Lessons(task, atlas, BATCH, least=max(4, 2 * size.map_cities // 3))
     settings = TrainSettings(
         size.lessons * arm.longer, learning_rate=arm.rate, seed=seed, evaluations=10
     )
-    model = model_settings(arm, lessons.task)
+    model = model_settings(arm, task)
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
     name = digest({"model": model, "train": trained, "data": lessons.recipe.to_json()})
     folder = size.folder / "models" / f"{label.replace(', ', '-')}-episodes-seed{seed}-{name}"
-    watch = watched(asked(varied(lessons.task, closures=0, delay=0), atlas, 64, seed=1))
+    watch = watched(asked(task.varied(closures=0, delay=0), atlas, 64, seed=1))
     return training.train("episodes", lessons, folder, settings, model, watch, device())
-
-
-def cards(trained: Mapping[tuple[str, int], Trained]) -> pd.DataFrame:
-    """Return one row an arm: its size, what it holds, and what it costs (means over seeds).
-
-    Columns: parameters, numbers held (after 128 steps), FLOPs a step, steps, training
-    FLOPs and seconds.
-    """
-    table = {}
-    for label in dict.fromkeys(name for name, _ in trained):
-        some = [one for (name, _), one in trained.items() if name == label]
-        model = some[0].model.eval()
-        with torch.inference_mode():
-            _, state = model.memory(torch.zeros(1, 128, model.memory.width, device=device()))
-        row = {"parameters": model.memory.parameters_count, "numbers held": numbers_held(state)}
-        row |= {"FLOPs a step": model.flops_per_step(), "steps": some[0].steps}
-        row |= {"training FLOPs": some[0].training_flops}
-        table[label] = row | {"seconds": np.mean([one.seconds for one in some])}
-    return pd.DataFrame(table).T
 
 
 def asked(task: Task, atlas: Atlas, count: int, seed: int = 0) -> Episodes:
@@ -139,8 +114,7 @@ def watched(episodes: Episodes) -> Evaluate:
     """Return an evaluation for the training history: loss, success and recall on episodes."""
 
     def evaluate(model: EpisodeModel) -> dict[str, float]:
-        where = next(model.parameters()).device
-        loss = float(model.loss(episodes.steps.to(where)))
+        loss = float(model.loss(episodes.steps.to(next(model.parameters()).device)))
         return {"valid_loss": loss, **marks(episodes, answer(model, episodes))}
 
     return evaluate
@@ -154,34 +128,89 @@ def marks(episodes: Episodes, answers: Answers) -> dict[str, float]:
     return rates | {"recall": float(recall(episodes, answers).mean())}
 
 
-def row(episodes: Episodes, answers: Answers, **names: Any) -> dict[str, Any]:
-    """Return the ledger's row of answers; `names` are further columns."""
-    found = ledger_rates(judge(episodes, answers))
-    if episodes.task.recalls:
+def cards(trained: Runs) -> pd.DataFrame:
+    """Return one row an arm: its size, what it holds, and what it costs (means over seeds).
+
+    Columns: parameters, numbers held (after 128 steps), FLOPs a step, steps, training
+    FLOPs and seconds.
+    """
+    table = {}
+    for label, some in _by_arm(trained).items():
+        model = some[0].model.eval()
+        with torch.inference_mode():
+            _, state = model.memory(torch.zeros(1, 128, model.memory.width, device=device()))
+        table[label] = {
+            "parameters": model.memory.parameters_count,
+            "numbers held": numbers_held(state),
+            "FLOPs a step": model.flops_per_step(),
+            "steps": some[0].steps,
+            "training FLOPs": some[0].training_flops,
+            "seconds": np.mean([one.seconds for one in some]),
+        }
+    return pd.DataFrame(table).T
+
+
+def _by_arm(trained: Runs) -> dict[str, list[Trained]]:
+    labels = dict.fromkeys(label for label, _ in trained)
+    return {label: [one for (name, _), one in trained.items() if name == label] for label in labels}
+
+
+def learning_curves(trained: Runs) -> pd.DataFrame:
+    """Return the histories of all arms with the seconds spent until each evaluation.
+
+    Seconds are the run's, in proportion to the steps read so far.
+    """
+    parts = []
+    for (label, seed), one in trained.items():
+        spent = one.seconds * one.history["tokens"] / one.history["tokens"].max()
+        parts.append(one.history.assign(arm=label, seed=seed, seconds=spent))
+    return pd.concat(parts, ignore_index=True)
+
+
+def exams(task: Task, held: Atlas, foreign: Atlas, count: int) -> dict[str, Episodes]:
+    """Return all exams by name, `count` episodes each.
+
+    Two dials are turned: cities on the map, all its edges shown, and solved paths shown. The other
+    exams show the edges of maps as large as in training: closures told after the map, blank steps
+    before the questions, maps of another atlas.
+    """
+    n, plain = task.cities, task.varied(closures=0, delay=0, show="edges")
+    tasks = {f"{m} cities": plain.varied(cities=m) for m in (2 * n // 3, n, 4 * n // 3, 2 * n)}
+    for m in (n // 3, n, 2 * n, 4 * n):
+        tasks[f"{m} paths shown"] = plain.varied(show="paths", shown=m)
+    tasks |= {f"{m} closed": plain.varied(closures=m) for m in (1, n // 2)}
+    tasks["delay 64"] = plain.varied(delay=64)
+    drawn = {name: asked(one, held, count) for name, one in tasks.items()}
+    return drawn | {foreign.name: asked(plain, foreign, count)}
+
+
+def row(name: str, episodes: Episodes, answers: Answers, method: Method) -> dict[str, Any]:
+    """Return the ledger's row of a method's answers to an exam.
+
+    `cities` and `shown` (solved paths) are the dials; another exam's name is the `subset`.
+    """
+    task = episodes.task
+    found = ledger_rates(judge(episodes, answers)) | method.columns
+    found |= {"study": "episodes", "split": "episodes", "cities": task.cities}
+    if task.show == "paths":
+        found["shown"] = task.shown
+    elif name != f"{task.cities} cities":
+        found["subset"] = name
+    if task.recalls:
         found["recall"] = float(recall(episodes, answers).mean())
-    return found | {"regime": "closed_book", "lookups": 0.0, "expansions": 0.0} | names
+    return found | {"lookups": 0.0, "expansions": 0.0}
 
 
-def examine(
-    trained: Mapping[tuple[str, int], Trained], exams: Mapping[str, Episodes]
-) -> list[dict[str, Any]]:
-    """Return ledger rows of every (arm, seed) on every exam; its name goes into `split`."""
+def examine(trained: Runs, exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
+    """Return ledger rows of every (arm, seed) on every exam."""
     rows = []
     for (label, seed), one in trained.items():
+        method = Method.of(label, one, name="greedy", family="memory", regime="closed_book")
         for name, episodes in exams.items():
-            rows.append(_row_of(label, seed, one, episodes, answer(one.model, episodes), name))
+            found = row(name, episodes, answer(one.model, episodes), method) | {"seed": seed}
+            steps = episodes.steps.kind.shape[1] / episodes.task.queries
+            rows.append(found | {"inference_flops": steps * one.model.flops_per_step()})
     return rows
-
-
-def _row_of(
-    label: str, seed: int, trained: Trained, episodes: Episodes, answers: Answers, name: str
-) -> dict[str, Any]:
-    model, task = trained.model, episodes.task
-    steps = episodes.steps.kind.shape[1] / task.queries
-    names = {"model": label, "seed": seed, "method": "greedy", "split": name}
-    names |= {"parameters": model.parameters_count, "training_flops": trained.training_flops}
-    names |= {"inference_flops": steps * model.flops_per_step(), "budget": task.cities}
-    return row(episodes, answers, **names)
 
 
 def floor_rows(exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
@@ -190,65 +219,23 @@ def floor_rows(exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
     for name, episodes in exams.items():
         walks = {"random walk": walk_at_random(episodes, np.random.default_rng(0))}
         walks["nearest hop"] = walk_nearest(episodes)
-        for method, answers in walks.items():
-            names = {"model": "none", "seed": 0, "method": method, "split": name}
-            names |= {"budget": episodes.task.cities, "inference_flops": 0.0}
-            found = row(episodes, answers, **names, training_flops=0.0)
-            rows.append(found | {"regime": "open_map"})
+        for walk, answers in walks.items():
+            method = Method(name=walk, family="floor", regime="open_map", training_flops=0.0)
+            found = row(name, episodes, answers, method)
+            rows.append(found | {"seed": 0, "inference_flops": 0.0})
     return rows
 
 
-DIALS = {
-    r"episodes, edges, \d+ cities": "cities on the map, its edges shown",
-    r"episodes, paths, \d+ shown": "solved paths shown",
-}
-
-
-def abroad(task: Task, atlas: Atlas, count: int) -> dict[str, Episodes]:
-    """Return an exam with all edges of maps of another atlas shown."""
-    plain = varied(task, closures=0, delay=0, show="edges")
-    return {f"episodes, edges, {atlas.name}": asked(plain, atlas, count)}
-
-
-def sizes_of_map(
-    task: Task, atlas: Atlas, cities: Iterable[int], count: int
-) -> dict[str, Episodes]:
-    """Return exams with all edges shown, by cities on the map: `episodes, edges, 12 cities`."""
-    plain = varied(task, closures=0, delay=0, show="edges")
-    return {
-        f"episodes, edges, {n} cities": asked(varied(plain, cities=n), atlas, count) for n in cities
-    }
-
-
-def shown_paths(task: Task, atlas: Atlas, shown: Iterable[int], count: int) -> dict[str, Episodes]:
-    """Return exams with solved paths shown, by their number: `episodes, paths, 8 shown`."""
-    plain = varied(task, closures=0, delay=0, show="paths")
-    return {
-        f"episodes, paths, {n} shown": asked(varied(plain, shown=n), atlas, count) for n in shown
-    }
-
-
-def disturbed(
-    task: Task, atlas: Atlas, count: int, closures: Sequence[int], delays: Sequence[int]
-) -> dict[str, Episodes]:
-    """Return exams with closures told after the map, and with blank steps before the questions."""
-    plain = varied(task, closures=0, delay=0, show="edges")
-    exams = {
-        f"episodes, edges, {n} closed": asked(varied(plain, closures=n), atlas, count)
-        for n in closures
-    }
-    return exams | {
-        f"episodes, edges, delay {n}": asked(varied(plain, delay=n), atlas, count) for n in delays
-    }
-
-
-def exams(task: Task, held: Atlas, foreign: Atlas, count: int) -> dict[str, Episodes]:
-    """Return all exams of notebook 07 by name, `count` episodes each."""
-    n = task.cities
-    asks = sizes_of_map(task, held, (2 * n // 3, n, 4 * n // 3, 2 * n), count)
-    asks |= shown_paths(task, held, (n // 3, n, 2 * n, 4 * n), count)
-    asks |= disturbed(task, held, count, (1, n // 2), (64,))
-    return asks | abroad(task, foreign, count)
+def over_seeds(rows: Iterable[Mapping[str, Any]], column: str = "hard_success") -> pd.DataFrame:
+    """Return a ledger column by arm and exam: the mean over seeds."""
+    frame = pd.DataFrame(list(rows))
+    frame["arm"] = arms_of(frame)
+    dial = [
+        f"{cities} cities" if np.isnan(shown) else f"{shown:.0f} paths shown"
+        for cities, shown in zip(frame["cities"], frame["shown"], strict=True)
+    ]
+    frame["exam"] = frame["subset"].where(frame["subset"].notna(), dial)
+    return frame.pivot_table(column, "arm", "exam", sort=False, dropna=False)
 
 
 TAPS: dict[str, tuple[Tap | None, torch.dtype | None]] = {
@@ -259,72 +246,54 @@ TAPS: dict[str, tuple[Tap | None, torch.dtype | None]] = {
 }
 
 
-def influence(trained: Mapping[tuple[str, int], Trained], episodes: Episodes) -> pd.DataFrame:
+def influence(trained: Runs, episodes: Episodes) -> pd.DataFrame:
     """Return hard-subset success of every arm (mean over seeds) when its memory is tampered with.
 
     From the first question on, reads are blanked or taken from another episode; or the memory is
     kept in bfloat16 throughout. Columns: `TAPS`; what does not change was not used.
     """
-    table: dict[str, dict[str, list[float]]] = {}
-    for (label, _), one in trained.items():
-        cells = table.setdefault(label, {name: [] for name in TAPS})
-        for name, (tap, dtype) in TAPS.items():
-            marked = marks(episodes, answer(one.model, episodes, tap, dtype))
-            cells[name].append(marked["hard_success"])
-    means = {
-        label: {name: np.mean(v) for name, v in cells.items()} for label, cells in table.items()
+    table = {
+        label: {
+            name: np.mean([_hard(one.model, episodes, *how) for one in some])
+            for name, how in TAPS.items()
+        }
+        for label, some in _by_arm(trained).items()
     }
-    return pd.DataFrame(means).T
+    return pd.DataFrame(table).T
+
+
+def _hard(model: EpisodeModel, episodes: Episodes, *how: Any) -> float:
+    return marks(episodes, answer(model, episodes, *how))["hard_success"]
 
 
 def memory_sizes(
-    trained: Mapping[tuple[str, int], Trained],
-    episodes: Episodes,
-    shares: Sequence[float] = (0.5, 2.0),
+    trained: Runs, episodes: Episodes, shares: Sequence[float] = (0.5, 2.0)
 ) -> pd.DataFrame:
     """Return hard-subset success (mean over seeds) with the memory made smaller or larger at test.
 
     Rows: arms whose memory has a size that no weight depends on; columns: share of that in
     training.
     """
-    table: dict[str, dict[str, float]] = {}
-    for label in dict.fromkeys(name for name, _ in trained):
-        some = [one.model for (name, _), one in trained.items() if name == label]
-        dial = next((d for d in ("slots", "memory") if hasattr(some[0].memory, d)), None)
-        if dial is None:
-            continue
-        table[label] = {
-            f"{share:g} x memory": np.mean([_resized(m, dial, share, episodes) for m in some])
+    table = {
+        label: {
+            f"{share:g} x memory": np.mean([_resized(one.model, share, episodes) for one in some])
             for share in shares
         }
+        for label, some in _by_arm(trained).items()
+        if _dial(some[0].model)
+    }
     return pd.DataFrame(table).T
 
 
-def _resized(model: EpisodeModel, dial: str, share: float, episodes: Episodes) -> float:
+def _dial(model: EpisodeModel) -> str | None:
+    return next((name for name in ("slots", "memory") if hasattr(model.memory, name)), None)
+
+
+def _resized(model: EpisodeModel, share: float, episodes: Episodes) -> float:
+    dial = _dial(model)
     own = getattr(model.memory, dial)
     setattr(model.memory, dial, max(1, round(share * own)))
     try:
-        return marks(episodes, answer(model, episodes))["hard_success"]
+        return _hard(model, episodes)
     finally:
         setattr(model.memory, dial, own)
-
-
-def learning_curves(trained: Mapping[tuple[str, int], Trained]) -> pd.DataFrame:
-    """Return the histories of all arms with the seconds spent until each evaluation.
-
-    Seconds are the run's, in proportion to the steps read so far.
-    """
-    parts = []
-    for (label, seed), one in trained.items():
-        history = one.history.assign(arm=label, seed=seed)
-        parts.append(
-            history.assign(seconds=one.seconds * history["tokens"] / history["tokens"].max())
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def over_seeds(rows: Iterable[Mapping[str, Any]], column: str = "hard_success") -> pd.DataFrame:
-    """Return a ledger column by arm and exam: the mean over seeds."""
-    frame = pd.DataFrame(list(rows))
-    frame["arm"] = arms_of(frame)
-    return frame.pivot_table(column, "arm", "split", sort=False, dropna=False)

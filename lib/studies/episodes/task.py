@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -58,9 +58,9 @@ class Task:
         """Edges of each map."""
         return min(round(self.degree * self.cities), self.cities * (self.cities - 1) // 2)
 
-    def maps(self, atlas: Atlas, count: int, random: np.random.Generator) -> Maps:
-        """Draw maps of this size from an atlas."""
-        return draw_maps(atlas, count, self.cities, self.edges, self.symbols, random, self.closures)
+    def varied(self, **dials: Any) -> Task:
+        """Return the task with some dials turned."""
+        return replace(self, **dials)
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,20 @@ class Steps:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def _columns(self) -> tuple[Tensor, ...]:
-        return self.kind, self.here, self.onward, self.goal, self.km, self.labels
+    def _each(self, change: Any) -> Steps:
+        return Steps(*(change(getattr(self, column.name)) for column in fields(self)))
 
     def take(self, rows: Tensor) -> Steps:
         """Return some of the streams."""
-        return Steps(*(column[rows] for column in self._columns()))
+        return self._each(lambda column: column[rows])
 
     def between(self, first: int, last: int | None = None) -> Steps:
         """Return the steps from `first` up to `last`."""
-        return Steps(*(column[:, first:last] for column in self._columns()))
+        return self._each(lambda column: column[:, first:last])
 
     def to(self, device: torch.device | str) -> Steps:
         """Return the steps on a device."""
-        return Steps(*(c.to(device, non_blocking=True) for c in self._columns()))
+        return self._each(lambda column: column.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +104,8 @@ class Episodes:
     """Episodes with their answers.
 
     Attributes:
-        task, maps: see there. shown: the steps before anything is asked. steps: all of them, the
-            answers along the shortest paths.
+        task, maps: what they were drawn with and from. shown: the steps before anything is asked.
+        steps: all of them, the answers along the shortest paths.
         recalls: int64 [B, R], cities asked for a hop. queries: int64 [B, Q, 2], source and target.
     """
 
@@ -127,22 +127,33 @@ def draw_episodes(task: Task, atlas: Atlas, count: int, random: np.random.Genera
     other the map has. A map on which nothing can be asked (closures) asks from its first city to
     its second, without labels; it is judged unreachable.
     """
-    maps = task.maps(atlas, count, random)
+    sizes = task.cities, task.edges, task.symbols
+    maps = draw_maps(atlas, count, *sizes, random, task.closures)
     queries = _pairs(maps.hops, task.queries, task.hops, random)
     leaves = np.isfinite(maps.open_km).any(2)
     score = np.where(leaves, random.random(leaves.shape), 2.0).argsort(1, kind="stable")
-    ask = score[:, np.arange(task.recalls) % maps.cities]
-    ask = np.where(np.take_along_axis(leaves, ask, 1), ask, score[:, :1])
+    recalls = score[:, np.arange(task.recalls) % maps.cities]
+    recalls = np.where(np.take_along_axis(leaves, recalls, 1), recalls, score[:, :1])
     front = [_edges(maps, random) if task.show == "edges" else _solved(maps, task.shown, random)]
     front += [_closures(maps)] if task.closures else []
     front += [_blanks(count, task.delay)] if task.delay else []
     shown = _joined(front)
-    asked = [_recalls(maps, ask, random)] if task.recalls else []
+    asked = [_recalls(maps, recalls, random)] if task.recalls else []
     asked += [_answer(maps, queries[:, q], task) for q in range(task.queries)]
-    return Episodes(task, maps, _steps(shown), _steps(_joined([shown, *asked])), ask, queries)
+    return Episodes(task, maps, _steps(shown), _steps(_joined([shown, *asked])), recalls, queries)
 
 
-Columns = dict[str, np.ndarray]
+def question(maps: Maps, here: np.ndarray, goal: np.ndarray, think: int) -> Steps:
+    """Return the steps that ask for a path from `here` to `goal` [B], and blanks to think."""
+    return _steps(_question(maps, here, goal, think))
+
+
+def ask(maps: Maps, here: np.ndarray, goal: np.ndarray, going: np.ndarray) -> Steps:
+    """Return one step that asks for the next city; blank where not `going` [B]."""
+    return _steps(_asking(maps, here, goal, going))
+
+
+Columns = dict[str, np.ndarray]  # of `Steps`, [B, T]
 
 
 def _columns(kind: np.ndarray, **given: np.ndarray) -> Columns:
@@ -185,33 +196,34 @@ def _pairs(hops: np.ndarray, count: int, longest: int, random: np.random.Generat
 
 def _edges(maps: Maps, random: np.random.Generator) -> Columns:
     """Every edge once, in random order."""
-    count, cities = len(maps), maps.cities
-    flat = maps.km.reshape(count, -1)
+    flat = maps.km.reshape(len(maps), -1)
     edges = int(np.isfinite(flat[0]).sum())
     score = np.where(np.isfinite(flat), random.random(flat.shape), 2.0)
     order = score.argsort(1, kind="stable")[:, :edges]
-    here, onward = np.divmod(order, cities)
     km = np.take_along_axis(flat, order, 1) / KM_UNIT
-    named = {"here": _named(maps, here), "onward": _named(maps, onward)}
-    return _columns(np.full(order.shape, EDGE), km=km, **named)
+    return _hops_named(maps, EDGE, order) | {"km": km}
 
 
 def _closures(maps: Maps) -> Columns:
+    """Every closed edge once, without its length."""
     flat = maps.closed.reshape(len(maps), -1)
-    order = (~flat).argsort(1, kind="stable")[:, : int(flat[0].sum())]
-    here, onward = np.divmod(order, maps.cities)
-    named = {"here": _named(maps, here), "onward": _named(maps, onward)}
-    return _columns(np.full(order.shape, CLOSED), **named)
+    return _hops_named(maps, CLOSED, (~flat).argsort(1, kind="stable")[:, : int(flat[0].sum())])
+
+
+def _hops_named(maps: Maps, kind: int, pair: np.ndarray) -> Columns:
+    """Steps that name hops [B, T], numbered a * cities + b."""
+    here, onward = (_named(maps, city) for city in np.divmod(pair, maps.cities))
+    return _columns(np.full(pair.shape, kind), here=here, onward=onward)
 
 
 def _solved(maps: Maps, paths: int, random: np.random.Generator) -> Columns:
     """Shortest paths of random pairs, on the map before closures, hop after hop."""
-    _, onward, hops = solve_before(maps)
+    _, onward, hops = solve(maps.km) if maps.closed.any() else (None, maps.onward, maps.hops)
     pairs = _pairs(hops, paths, int(hops.max()), random)
-    lengths = np.take_along_axis(hops.reshape(len(hops), -1), _flat(maps, pairs), 1)
+    row = np.arange(len(maps))
+    lengths = hops[row[:, None], pairs[..., 0], pairs[..., 1]]
     total = int(lengths.sum(1).max())
-    columns = _columns(np.full((len(maps), total), BLANK))
-    row, at = np.arange(len(maps)), total - lengths.sum(1)  # blanks first
+    columns, at = _blanks(len(maps), total), total - lengths.sum(1)  # blanks first
     for path in range(paths):
         here, goal = pairs[:, path].T.copy()
         for _ in range(int(lengths[:, path].max())):
@@ -226,52 +238,34 @@ def _solved(maps: Maps, paths: int, random: np.random.Generator) -> Columns:
     return columns
 
 
-def solve_before(maps: Maps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the shortest paths before anything was closed; see `atlas.solve`."""
-    return solve(maps.km) if maps.closed.any() else (maps.togo, maps.onward, maps.hops)
-
-
-def _flat(maps: Maps, pairs: np.ndarray) -> np.ndarray:
-    return pairs[..., 0] * maps.cities + pairs[..., 1]
-
-
-def _recalls(maps: Maps, ask: np.ndarray, random: np.random.Generator) -> Columns:
+def _recalls(maps: Maps, asked: np.ndarray, random: np.random.Generator) -> Columns:
     """Asks for a city one hop away; any of them may be the label."""
-    leads = np.isfinite(np.take_along_axis(maps.open_km, ask[..., None], 1))
+    leads = np.isfinite(np.take_along_axis(maps.open_km, asked[..., None], 1))
     answer = np.where(leads, random.random(leads.shape), -1.0).argmax(2)
     label = np.where(leads.any(2), np.take_along_axis(maps.symbols, answer, 1), IGNORE)
-    return _columns(np.full(ask.shape, RECALL), here=_named(maps, ask), labels=label)
+    return _columns(np.full(asked.shape, RECALL), here=_named(maps, asked), labels=label)
 
 
 def _answer(maps: Maps, query: np.ndarray, task: Task) -> Columns:
     """A query with the shortest path as its answer."""
     row, (here, goal) = np.arange(len(maps)), query.T.copy()
-    longest = int(maps.hops[row, here, goal].max())
-    parts = [question(maps, here, goal, task.think)] if task.think else []
-    for _ in range(longest):
+    parts = [_question(maps, here, goal, task.think)] if task.think else []
+    for _ in range(int(maps.hops[row, here, goal].max())):
         going = (here != goal) & (maps.onward[row, here, goal] >= 0)
         step = np.where(going, maps.onward[row, here, goal], here)
         label = np.where(going, maps.symbols[row, step], IGNORE)
-        parts.append(asking(maps, here, goal, going) | {"labels": label[:, None]})
+        parts.append(_asking(maps, here, goal, going) | {"labels": label[:, None]})
         here = step
     return _joined(parts) if parts else _blanks(len(maps), 0)
 
 
-def question(maps: Maps, here: np.ndarray, goal: np.ndarray, think: int) -> Columns:
-    """Return the steps that ask for a path from `here` to `goal` [B], and blanks to think."""
-    asks = asking(maps, here, goal, np.ones(len(maps), bool)) | {
-        "kind": np.full((len(maps), 1), ASK)
-    }
+def _question(maps: Maps, here: np.ndarray, goal: np.ndarray, think: int) -> Columns:
+    asks = _asking(maps, here, goal, np.ones(len(maps), bool))
+    asks["kind"][:] = ASK
     return _joined([asks, _blanks(len(maps), think)])
 
 
-def asking(maps: Maps, here: np.ndarray, goal: np.ndarray, going: np.ndarray) -> Columns:
-    """Return one step that asks for the next city; blank where not `going`."""
+def _asking(maps: Maps, here: np.ndarray, goal: np.ndarray, going: np.ndarray) -> Columns:
     named = {"here": _named(maps, here[:, None]), "goal": _named(maps, goal[:, None])}
     named = {name: np.where(going[:, None], symbol, 0) for name, symbol in named.items()}
     return _columns(np.where(going, STEP, BLANK)[:, None], **named)
-
-
-def varied(task: Task, **dials: Any) -> Task:
-    """Return a task with some dials turned."""
-    return replace(task, **dials)

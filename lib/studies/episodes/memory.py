@@ -1,11 +1,11 @@
-"""The interface of a sequence model with a memory: it reads a stream in pieces of any length."""
+"""A sequence model with a memory: its interface, and the LSTM, whose state is all that it has."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,11 @@ class Memory(nn.Module, ABC):
 
     Attributes:
         width: numbers in each input and each output vector.
-        grows: whether what is held, and the cost of a step, grows with the stream.
         tap: changes what the memory returns before it is used, batch first (None: nothing).
         rounding: the type in which memory is kept from step to step (None: as computed).
     """
 
     width: int
-    grows: ClassVar[bool] = False
     tap: Tap | None = None
     rounding: torch.dtype | None = None
 
@@ -59,14 +57,20 @@ class Memory(nn.Module, ABC):
         return values if self.rounding is None else values.to(self.rounding).to(values.dtype)
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    @property
     def parameters_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def at_least(least: int, **sizes: int) -> None:
+    """Check that named sizes are whole and not below the least.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < least:
+            raise ValueError(f"{name} is a whole number of at least {least}, not {size}")
 
 
 def blanked(values: Tensor) -> Tensor:
@@ -105,3 +109,42 @@ def assert_pieces_agree(
         if len(wrong):
             step = int(wrong[0])
             raise AssertionError(f"read {how}, step {step} differs by {float(off[step]):.2g}")
+
+
+class LSTM(Memory):
+    """The baseline: an LSTM (Hochreiter and Schmidhuber 1997) and a linear output.
+
+    It has no memory apart from its hidden state and cell, zeros [B, 1, hidden] each at first: `tap`
+    changes nothing, `rounding` applies to both. The forget gate's bias starts at 1 (Jozefowicz et
+    al. 2015).
+    """
+
+    def __init__(self, width: int, hidden: int = 64) -> None:
+        super().__init__()
+        at_least(1, width=width, hidden=hidden)
+        self.width, self.hidden = width, hidden
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.output = nn.Linear(hidden, width)
+        with torch.no_grad():  # torch's order: input, forget, cell, output
+            self.lstm.bias_ih_l0[hidden : 2 * hidden] = 1.0
+            self.lstm.bias_hh_l0[hidden : 2 * hidden] = 0.0
+
+    def start(self, batch: int) -> State:
+        zeros = self.output.weight.new_zeros(batch, 1, self.hidden)
+        return zeros, zeros.clone()
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        state = self.start(len(x)) if state is None else state
+        # Rounding is from step to step, so that it does not depend on how a stream is cut.
+        pieces, outputs = [x] if self.rounding is None else x.split(1, 1), []
+        for piece in pieces:
+            given = tuple(part.transpose(0, 1).contiguous() for part in state)
+            hidden, state = self.lstm(piece, given)
+            state = tuple(self.kept(part.transpose(0, 1)) for part in state)
+            outputs.append(hidden)
+        return self.output(torch.cat(outputs, 1)), state
+
+    def flops_per_step(self) -> int:
+        """Return the operations of the matrix products, and 12 a unit for gates and cell."""
+        gates = 2 * 4 * self.hidden * (self.width + self.hidden)
+        return gates + 12 * self.hidden + 2 * self.hidden * self.width
