@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from citypaths.judging.ledger import record
+from citypaths.judging.ledger import GREAT_CIRCLE, record
 from citypaths.sizes import get_size
 from studies.scoreboard import board as scoreboard
 from studies.search.exchange import SUFFIX
