@@ -18,7 +18,7 @@ class Positions(NamedTuple):
     """What all layers share when t queries attend to n keys, the last of them their own.
 
     Attributes:
-        table: [n, width], sinusoids of the distances n - 1 .. 0.
+        table: [n, width], sines then cosines of the distances n - 1 .. 0 (Vaswani et al. 2017).
         mask: [t, n], minus infinity where the key is later than the query; None if none is.
         u, v: [width], added to queries before they meet keys and distances (Dai et al. 2019).
     """
@@ -27,17 +27,6 @@ class Positions(NamedTuple):
     mask: Tensor | None
     u: Tensor
     v: Tensor
-
-
-def sinusoids(n: int, width: int, like: Tensor) -> Tensor:
-    """Return sines then cosines of the distances n - 1 .. 0, [n, width], typed and placed `like`.
-
-    The width is even (Vaswani et al. 2017, Dai et al. 2019).
-    """
-    distance = torch.arange(n - 1, -1, -1, device=like.device, dtype=torch.float32)
-    speed = BASE ** (-torch.arange(0, width, 2, device=like.device) / width)
-    angle = distance[:, None] * speed
-    return torch.cat((angle.sin(), angle.cos()), -1).to(like.dtype)
 
 
 def relative_shift(scores: Tensor) -> Tensor:
@@ -51,14 +40,6 @@ def relative_shift(scores: Tensor) -> Tensor:
     if t == 1:
         return scores
     return F.pad(scores, (1, 0)).flatten(-2)[..., t:].unflatten(-1, (t, n))
-
-
-def causal_mask(t: int, n: int, like: Tensor) -> Tensor | None:
-    """Return minus infinity for the keys after each of the last t of n positions, else 0, [t, n].
-
-    None for one position, after which there is no key.
-    """
-    return None if t == 1 else like.new_full((t, n), -torch.inf).triu(n - t + 1)
 
 
 class Layer(nn.Module):
@@ -129,7 +110,7 @@ class Attentive(Memory):
 
     last_layer: ClassVar[type[Layer]] = Layer
 
-    def __init__(self, width: int, hidden: int, layers: int, heads: int) -> None:
+    def __init__(self, width: int, hidden: int = 64, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         at_least(1, width=width, hidden=hidden, layers=layers, heads=heads)
         if width % 2 or width % heads:
@@ -138,14 +119,17 @@ class Attentive(Memory):
         kinds = [Layer] * (layers - 1) + [self.last_layer]
         self.layers = nn.ModuleList(kind(width, hidden, heads, layers) for kind in kinds)
         # One u and one v for all layers, as in Dai et al. 2019.
-        self.content = nn.Parameter(torch.zeros(width))
-        self.place = nn.Parameter(torch.zeros(width))
+        self.u, self.v = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         self.norm = nn.LayerNorm(width)
 
     def positions(self, t: int, n: int) -> Positions:
         """Return what layers need when t queries attend to n keys."""
-        table = sinusoids(n, self.width, self.content)
-        return Positions(table, causal_mask(t, n, table), self.content, self.place)
+        distance = torch.arange(n - 1, -1, -1, device=self.u.device, dtype=torch.float32)
+        speed = BASE ** (-torch.arange(0, self.width, 2, device=self.u.device) / self.width)
+        angle = distance[:, None] * speed
+        table = torch.cat((angle.sin(), angle.cos()), -1).to(self.u.dtype)
+        mask = None if t == 1 else table.new_full((t, n), -torch.inf).triu(n - t + 1)
+        return Positions(table, mask, self.u, self.v)
 
     def flops_of_layers(self, keys: float, projected: float) -> int:
         """Return the operations of the layers for one step.
@@ -165,11 +149,8 @@ class Transformer(Attentive):
     its own input alone.
     """
 
-    def __init__(self, width: int, hidden: int = 64, layers: int = 2, heads: int = 4) -> None:
-        super().__init__(width, hidden, layers, heads)
-
     def start(self, batch: int) -> tuple[Tensor, ...]:
-        return tuple(self.content.new_zeros(batch, 0, 2 * self.width) for _ in self.layers)
+        return tuple(self.u.new_zeros(batch, 0, 2 * self.width) for _ in self.layers)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...] | None = None

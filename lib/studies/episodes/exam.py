@@ -68,22 +68,32 @@ def _path(
     model: EpisodeModel, episodes: Episodes, number: int, state: State, city_of: Tensor
 ) -> tuple[np.ndarray, State]:
     """Decode one query of every episode; returns cities [B, longest] and the state after."""
-    maps, task, device = episodes.maps, episodes.task, city_of.device
+    maps, device = episodes.maps, city_of.device
     here, goal = episodes.queries[:, number].T.copy()
-    if task.think:
-        _, state = model.read(question(maps, here, goal, task.think).to(device), state)
-    path, going = [here], np.ones(len(maps), bool)
-    for _ in range(task.hops + SPARE):
+    if episodes.task.think:
+        _, state = model.read(question(maps, here, goal, episodes.task.think).to(device), state)
+
+    def say(here: np.ndarray, going: np.ndarray) -> np.ndarray:
+        nonlocal state
         if not going.any():
-            path.append(np.full(len(maps), -1))
-            continue
-        step = ask(maps, np.maximum(here, 0), goal, going).to(device)
-        logits, state = model.read(step, state)
-        said = city_of.gather(1, logits[:, -1].argmax(-1, keepdim=True))[:, 0].cpu().numpy()
+            return here
+        logits, state = model.read(ask(maps, np.maximum(here, 0), goal, going).to(device), state)
+        return city_of.gather(1, logits[:, -1].argmax(-1, keepdim=True))[:, 0].cpu().numpy()
+
+    return _followed(here, goal, episodes.task.hops + SPARE, say), state
+
+
+def _followed(
+    here: np.ndarray, goal: np.ndarray, hops: int, say: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """Cities [..., hops + 1] from `here` until the goal or no city, as `say` names them."""
+    path, going = [here], np.ones(here.shape, bool)
+    for _ in range(hops):
+        said = say(here, going)
         path.append(np.where(going, said, -1))
         here = np.where(going, said, here)
         going = going & (said != goal) & (said >= 0)
-    return np.stack(path, 1), state
+    return np.stack(path, -1)
 
 
 def judge(episodes: Episodes, answers: Answers) -> pd.DataFrame:
@@ -143,15 +153,13 @@ def walk_nearest(episodes: Episodes) -> Answers:
 def _walked(episodes: Episodes, cost: Callable[[np.ndarray], np.ndarray]) -> Answers:
     """Walks that take a hop to the goal where there is one, else the cheapest."""
     maps, row = episodes.maps, np.arange(len(episodes))[:, None]
-    here, goal = episodes.queries[..., 0], episodes.queries[..., 1]
-    path, going = [here], np.ones(here.shape, bool)
-    for _ in range(episodes.task.hops + SPARE):
+    source, goal = episodes.queries[..., 0], episodes.queries[..., 1]
+
+    def say(here: np.ndarray, going: np.ndarray) -> np.ndarray:
         km = maps.open_km[row, np.maximum(here, 0)]
         direct = np.isfinite(np.take_along_axis(km, goal[..., None], 2))[..., 0]
         said = np.where(direct, goal, cost(km).argmin(2))
-        said = np.where(np.isfinite(km).any(2), said, -1)
-        path.append(np.where(going, said, -1))
-        here = np.where(going, said, here)
-        going = going & (said != goal) & (said >= 0)
-    named = cost(maps.open_km[row, episodes.recalls]).argmin(2)
-    return Answers(np.stack(path, 2), named)
+        return np.where(np.isfinite(km).any(2), said, -1)
+
+    paths = _followed(source, goal, episodes.task.hops + SPARE, say)
+    return Answers(paths, cost(maps.open_km[row, episodes.recalls]).argmin(2))

@@ -1,4 +1,4 @@
-"""Figures of episodes: a map and its stream, learning, and success against what is shown."""
+"""Figures of episodes: what memories can hold, a map, learning, and success against a dial."""
 
 from __future__ import annotations
 
@@ -14,17 +14,51 @@ from matplotlib.figure import Figure
 
 from citypaths.judging.ledger import arms_of
 from citypaths.judging.metrics import over_few, wilson
-from citypaths.plots import FAMILY, INK
+from citypaths.plots import FAMILY, INK, RED, plain_log_ticks
+from studies.episodes.copying import CHANCE
 from studies.episodes.task import Episodes
 
-RANDOM = "random walk"
+KEYS = {"gaussian": (FAMILY["lstm"], "o"), "unitary": (FAMILY["gru"], "s")}
+KEYS |= {"fhrr": (FAMILY["shortest"], ".")}
+WALKS = ("random walk", "nearest hop")
 
 
-def hues(arms: Sequence[str]) -> dict[str, Any]:
-    """Return a colour an arm; a longer training has its arm's, the walks are grey."""
-    plain = list(dict.fromkeys(a.split(",")[0] for a in arms if a not in (RANDOM, "nearest hop")))
-    palette = dict(zip(plain, sns.color_palette("tab10", max(10, len(plain))), strict=False))
-    return {a: palette.get(a.split(",")[0], FAMILY["floor"]) for a in arms}
+def capacity(table: pd.DataFrame) -> Figure:
+    """Draw the noise that `associative.capacity` measured, as dots, over its law, as lines."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
+    alone, most = table[table["copies"] == 1], table["pairs"].max()
+    several = table[(table["keys"] == "fhrr") & (table["pairs"] == most)]
+    for ax, dial, part in ((axes[0], "pairs", alone), (axes[1], "copies", several)):
+        for keys, some in part[part["law"] > 0].groupby("keys", sort=False):
+            colour, marker = KEYS[keys]
+            ax.plot(some[dial], some["law"], color=colour, lw=1)
+            ax.plot(some[dial], some["noise"], marker, color=colour, ms=6, label=keys)
+        ax.set(xscale="log", yscale="log")
+        plain_log_ticks(ax, part[dial].unique())
+    off = (table["noise"] / table["law"] - 1)[table["law"] > 0].abs().max()
+    axes[0].set(xlabel="pairs in one vector", title="A bound pair adds a value's energy of noise")
+    axes[1].set(xlabel=f"copies of {most} fhrr pairs", title=f"Copies divide it; law within {off:.0%}")
+    axes[0].set_ylabel("energy of the noise / of the value")
+    axes[0].legend(title="keys; line: the law")
+    return fig
+
+
+def copy_curves(curves: pd.DataFrame) -> Figure:
+    """Draw wrong bits a copied sequence against sequences shown, a line a memory."""
+    fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    ax.axhline(CHANCE, color=FAMILY["floor"], ls=":")
+    last = {}
+    for (memory, parameters), part in curves.groupby(["memory", "parameters"], sort=False):
+        colour = {"lstm": FAMILY["lstm"]}.get(memory, INK)
+        ax.plot(part["sequences"], part["wrong_bits"], color=colour, marker="o", ms=4)
+        last[memory] = part["wrong_bits"].iloc[-1]
+        end = part["sequences"].iloc[-1], last[memory]
+        name = f"  {memory}, {parameters:,} parameters"
+        ax.annotate(name, end, color=colour, va="center", annotation_clip=False)
+    ends = " and ".join(f"{memory} {wrong:.1f}" for memory, wrong in last.items())
+    ax.set(xlabel="sequences shown", ylabel="wrong bits a sequence", ylim=(0, None))
+    ax.set_title(f"Wrong bits at the end: {ends} (chance {CHANCE:.1f})")
+    return fig
 
 
 def some_maps(episodes: Episodes, count: int = 3) -> Figure:
@@ -32,24 +66,32 @@ def some_maps(episodes: Episodes, count: int = 3) -> Figure:
     fig, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.6), layout="constrained")
     maps = episodes.maps
     for row, ax in enumerate(axes):
+        lon, lat = maps.lon[row], maps.lat[row]
         for a, b in np.argwhere(np.isfinite(maps.km[row])):
             shut = maps.closed[row, a, b]
-            style = {"color": "#c0392b", "ls": ":"} if shut else {"color": "#bbbbbb"}
-            ax.plot(maps.lon[row, [a, b]], maps.lat[row, [a, b]], lw=1, zorder=1, **style)
+            style = {"color": RED, "ls": ":"} if shut else {"color": "#bbbbbb"}
+            ax.plot(lon[[a, b]], lat[[a, b]], lw=1, zorder=1, **style)
         source, target = episodes.queries[row, 0]
         path = [source]
         while path[-1] != target and maps.onward[row, path[-1], target] >= 0:
             path.append(maps.onward[row, path[-1], target])
-        ax.plot(maps.lon[row, path], maps.lat[row, path], color=FAMILY["shortest"], lw=2.5)
-        ax.scatter(maps.lon[row], maps.lat[row], s=170, color="white", edgecolor=INK, zorder=2)
+        ax.plot(lon[path], lat[path], color=FAMILY["shortest"], lw=2.5)
+        ax.scatter(lon, lat, s=170, color="white", edgecolor=INK, zorder=2)
         for city, symbol in enumerate(maps.symbols[row]):
-            place = (maps.lon[row, city], maps.lat[row, city])
+            place = (lon[city], lat[city])
             ax.text(*place, symbol, ha="center", va="center", fontsize=8, zorder=3)
         names = [str(maps.symbols[row, city]) for city in path]
         ax.set(title=" → ".join(names), xticks=[], yticks=[])
-        ax.set_aspect(1 / np.cos(np.radians(maps.lat[row].mean())), adjustable="datalim")
+        ax.set_aspect(1 / np.cos(np.radians(lat.mean())), adjustable="datalim")
         sns.despine(ax=ax, left=True, bottom=True)
     return fig
+
+
+def hues(arms: Sequence[str]) -> dict[str, Any]:
+    """Return a colour an arm; a longer training has its arm's, the walks are grey."""
+    plain = list(dict.fromkeys(a.split(",")[0] for a in arms if a not in WALKS))
+    palette = dict(zip(plain, sns.color_palette("tab10", max(10, len(plain))), strict=False))
+    return {a: palette.get(a.split(",")[0], FAMILY["floor"]) for a in arms}
 
 
 def learning(curves: pd.DataFrame) -> Figure:
@@ -69,44 +111,40 @@ def learning(curves: pd.DataFrame) -> Figure:
     return fig
 
 
-def _line(ax: Axes, part: pd.DataFrame, column: str, label: str, **style: Any) -> None:
+def against_dials(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw success and recall of ledger rows against cities on the map and solved paths shown."""
+    frame = pd.DataFrame(list(rows)).assign(arm=arms_of)
+    frame = frame[frame["subset"] == ""]
+    colours = hues(list(dict.fromkeys(frame["arm"])))
+    dials = {"cities": frame["shown"].isna(), "shown": frame["shown"].notna()}
+    labels = ("cities on the map, its edges shown", "solved paths shown")
+    fig, axes = plt.subplots(2, 2, figsize=(11.2, 7.2), layout="constrained")
+    for (dial, chosen), name, (top, bottom) in zip(dials.items(), labels, axes.T, strict=True):
+        for arm, part in frame[chosen].groupby("arm", sort=False):
+            walk = arm in WALKS
+            style = {"color": colours[arm], "ls": ":" if walk else "--" if "," in arm else "-"}
+            _line(top, part, dial, "hard_success", arm, **style)
+            if not walk:
+                _line(bottom, part, dial, "recall", arm, **style)
+        for ax in (top, bottom):
+            ax.set_xticks(sorted(frame.loc[chosen, dial].unique()))
+        top.set(ylabel="success, no direct hop", ylim=(0, None))
+        bottom.set(ylabel="recall of a hop", ylim=(0, 1.02), xlabel=name)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    return fig
+
+
+def _line(ax: Axes, part: pd.DataFrame, dial: str, column: str, label: str, **style: Any) -> None:
     """A mean over seeds with its interval: t over seeds, or Wilson's for one."""
-    x, mean, low, high = [], [], [], []
-    for at, cells in part.groupby("dial"):
+    points = []
+    for at, cells in part.groupby(dial):
         each = cells[column].to_numpy()
         centre, half = over_few(each)
         bounds = (max(0, centre - half), min(1, centre + half))
         if len(each) == 1:
             count = cells["hard_queries"].iloc[0]
             bounds = tuple(map(float, wilson(each[0] * count, count)))
-        for values, value in zip((x, mean, low, high), (at, centre, *bounds), strict=True):
-            values.append(value)
+        points.append((at, centre, *bounds))
+    x, mean, low, high = zip(*points, strict=True)
     ax.plot(x, mean, marker="o", label=label, ms=4, lw=1.5, **style)
     ax.fill_between(x, low, high, alpha=0.12, lw=0, color=style["color"])
-
-
-def against_dial(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> Figure:
-    """Draw success and recall against a dial of episodes, a column for each kind of exam.
-
-    `kinds` maps a pattern of `split` to the name of its axis; the first number in it is the dial.
-    """
-    frame = pd.DataFrame(list(rows))
-    frame["arm"] = arms_of(frame)
-    colours = hues(list(dict.fromkeys(frame["arm"])))
-    size = (5.6 * len(kinds), 7.2)
-    fig, axes = plt.subplots(2, len(kinds), figsize=size, layout="constrained", squeeze=False)
-    for column, (pattern, name) in enumerate(kinds.items()):
-        some = frame[frame["split"].str.fullmatch(pattern)]
-        some = some.assign(dial=some["split"].str.extract(r"(\d+)")[0].astype(int))
-        for arm, part in some.groupby("arm", sort=False):
-            walk = part["model"].iloc[0] == "none"
-            style = {"color": colours[arm], "ls": ":" if walk else "--" if "," in arm else "-"}
-            _line(axes[0, column], part, "hard_success", arm, **style)
-            if not walk:
-                _line(axes[1, column], part, "recall", arm, **style)
-        for ax in axes[:, column]:
-            ax.set_xticks(sorted(some["dial"].unique()))
-        axes[0, column].set(ylabel="success, no direct hop", ylim=(0, None))
-        axes[1, column].set(ylabel="recall of a hop", ylim=(0, 1.02), xlabel=name)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    return fig

@@ -70,23 +70,14 @@ class Memorizing(TransformerXL):
 
     last_layer = RecallLayer
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        segment: int = 16,
-        memory: int = 256,
-        k: int = 32,
-    ) -> None:
+    def __init__(self, width: int, memory: int = 256, k: int = 32, **more: int) -> None:
         self.k = k
-        super().__init__(width, hidden, layers, heads, segment, memory)
+        super().__init__(width, memory=memory, **more)
 
     def empty(self, batch: int) -> Past:
         at_least(0, memory=self.memory)
         at_least(1, k=self.k)
-        return Past(0, (self.content.new_zeros(batch, self.memory, 2 * self.width),))
+        return Past(0, (self.u.new_zeros(batch, self.memory, 2 * self.width),))
 
     def earlier(self, memory: Past) -> list[Tensor]:
         return [rows[:, :0, : self.width] for rows in memory.rows * len(self.layers)]

@@ -121,20 +121,11 @@ class Lessons:
 
     def batches(self, settings: TrainSettings, device: torch.device | str) -> LessonBatches:
         """Return the batches of a training."""
-        return LessonBatches(self, settings.steps, settings.seed, device)
+        return LessonBatches(self, settings, device)
 
-
-class LessonBatches:
-    """Batches of `Lessons`; `position` is all that a resumed training needs."""
-
-    def __init__(self, dataset: Lessons, steps: int, seed: int, device: torch.device | str) -> None:
-        self.dataset, self.steps, self.seed, self.device = dataset, steps, seed, device
-        self.position = (0,)
-
-    def task(self, step: int, random: np.random.Generator) -> Task:
-        """Return the task of a step, its dials as they were drawn."""
-        task, least = self.dataset.task, min(self.dataset.least, self.dataset.task.cities)
-        risen = min(1.0, 2 * (step + 1) / self.steps)
+    def drawn(self, risen: float, random: np.random.Generator) -> Task:
+        """Return the task of a batch, its dials drawn; `risen`: how far maps have grown, 0..1."""
+        task, least = self.task, min(self.least, self.task.cities)
         most = least + round(risen * (task.cities - least))
         cities = int(random.integers(least, most + 1))
         closures = int(random.integers(0, task.closures + 1) * random.integers(2))
@@ -146,11 +137,21 @@ class LessonBatches:
             shown=int(random.integers(cities // 2, 2 * cities + 1)),
         )
 
+
+@dataclass(eq=False)
+class LessonBatches:
+    """Batches of `Lessons`; `position` is all that a resumed training needs."""
+
+    dataset: Lessons
+    settings: TrainSettings
+    device: torch.device | str
+    position: tuple[int] = (0,)
+
     def __iter__(self) -> Iterator[Steps]:
+        lessons = self.dataset
         while True:
             step = self.position[0]
-            random = np.random.default_rng([self.seed, step])
+            random = np.random.default_rng([self.settings.seed, step])
             self.position = (step + 1,)
-            dataset = self.dataset
-            episodes = draw_episodes(self.task(step, random), dataset.atlas, dataset.batch, random)
-            yield episodes.steps.to(self.device)
+            task = lessons.drawn(min(1.0, 2 * (step + 1) / self.settings.steps), random)
+            yield draw_episodes(task, lessons.atlas, lessons.batch, random).steps.to(self.device)

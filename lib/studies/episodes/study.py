@@ -189,16 +189,13 @@ def row(name: str, episodes: Episodes, answers: Answers, method: Method) -> dict
 
     `cities` and `shown` (solved paths) are the dials; another exam's name is the `subset`.
     """
-    task = episodes.task
-    found = ledger_rates(judge(episodes, answers)) | method.columns
-    found |= {"study": "episodes", "split": "episodes", "cities": task.cities}
-    if task.show == "paths":
-        found["shown"] = task.shown
-    elif name != f"{task.cities} cities":
-        found["subset"] = name
-    if task.recalls:
-        found["recall"] = float(recall(episodes, answers).mean())
-    return found | {"lookups": 0.0, "expansions": 0.0}
+    task, rates = episodes.task, ledger_rates(judge(episodes, answers))
+    shown = task.shown if task.show == "paths" else None
+    dialled = shown is not None or name == f"{task.cities} cities"
+    what = {"study": "episodes", "split": "episodes", "subset": "" if dialled else name}
+    what |= {"cities": task.cities, "shown": shown, "lookups": 0.0, "expansions": 0.0}
+    what |= {"recall": float(recall(episodes, answers).mean())} if task.recalls else {}
+    return rates | method.columns | what
 
 
 def examine(trained: Runs, exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
@@ -228,14 +225,14 @@ def floor_rows(exams: Mapping[str, Episodes]) -> list[dict[str, Any]]:
 
 def over_seeds(rows: Iterable[Mapping[str, Any]], column: str = "hard_success") -> pd.DataFrame:
     """Return a ledger column by arm and exam: the mean over seeds."""
-    frame = pd.DataFrame(list(rows))
-    frame["arm"] = arms_of(frame)
-    dial = [
-        f"{cities} cities" if np.isnan(shown) else f"{shown:.0f} paths shown"
-        for cities, shown in zip(frame["cities"], frame["shown"], strict=True)
+    frame = pd.DataFrame(list(rows)).assign(arm=arms_of)
+    exam = ["cities", "shown", "subset"]
+    table = frame.groupby(["arm", *exam], sort=False, dropna=False)[column].mean().unstack(exam)
+    table.columns = [
+        subset or (f"{cities} cities" if pd.isna(shown) else f"{shown:.0f} paths shown")
+        for cities, shown, subset in table.columns
     ]
-    frame["exam"] = frame["subset"].where(frame["subset"].notna(), dial)
-    return frame.pivot_table(column, "arm", "exam", sort=False, dropna=False)
+    return table
 
 
 TAPS: dict[str, tuple[Tap | None, torch.dtype | None]] = {

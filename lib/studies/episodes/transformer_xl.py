@@ -54,24 +54,15 @@ class TransformerXL(Attentive):
     streams.
     """
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        segment: int = 16,
-        memory: int = 32,
-    ) -> None:
-        super().__init__(width, hidden, layers, heads)
+    def __init__(self, width: int, segment: int = 16, memory: int = 32, **stack: int) -> None:
+        super().__init__(width, **stack)
         at_least(1, segment=segment)
         self.segment, self.memory = segment, memory
         self.empty(1)
 
     def past(self, batch: int, size: int) -> Past:
         """Return an empty past of `size` inputs of every layer."""
-        zeros = self.content.new_zeros
-        return Past(0, tuple(zeros(batch, size, self.width) for _ in self.layers))
+        return Past(0, tuple(self.u.new_zeros(batch, size, self.width) for _ in self.layers))
 
     def empty(self, batch: int) -> Any:
         """Return an empty memory; a ValueError names a size that is out of range."""
@@ -129,13 +120,6 @@ class TransformerXL(Attentive):
         return self.flops_of_layers(self.memory + self.segment, projected)
 
 
-class TwoPasts(NamedTuple):
-    """The compressed past and, after it, the past as it was."""
-
-    compressed: Past
-    recent: Past
-
-
 class Compressive(TransformerXL):
     """Transformer-XL whose oldest states are compressed instead of dropped (Rae et al. 2020).
 
@@ -155,19 +139,11 @@ class Compressive(TransformerXL):
     reconstruction: Tensor
 
     def __init__(
-        self,
-        width: int,
-        hidden: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        segment: int = 16,
-        memory: int = 16,
-        compressed: int = 16,
-        rate: int = 2,
+        self, width: int, memory: int = 16, compressed: int = 16, rate: int = 2, **more: int
     ) -> None:
         self.compressed, self.rate = compressed, rate
-        super().__init__(width, hidden, layers, heads, segment, memory)
-        self.compressors = nn.ModuleList(nn.Linear(rate * width, width) for _ in range(layers))
+        super().__init__(width, memory=memory, **more)
+        self.compressors = nn.ModuleList(nn.Linear(rate * width, width) for _ in self.layers)
         self.reconstruction = torch.zeros(())
         self._losses: list[Tensor] = []
 
@@ -175,7 +151,7 @@ class Compressive(TransformerXL):
         # A loss with a graph cannot be copied, and a copied model has read nothing.
         return {**self.__dict__, "reconstruction": self.reconstruction.detach(), "_losses": []}
 
-    def empty(self, batch: int) -> TwoPasts:
+    def empty(self, batch: int) -> tuple[Past, Past]:
         at_least(0, memory=self.memory, compressed=self.compressed)
         at_least(1, rate=self.rate)
         if self.segment % self.rate or self.memory % self.rate:
@@ -183,33 +159,32 @@ class Compressive(TransformerXL):
                 f"a rate of {self.rate} must divide the segment of {self.segment} and the memory "
                 f"of {self.memory}: what leaves the memory is compressed without a remainder"
             )
-        return TwoPasts(self.past(batch, self.compressed), self.past(batch, self.memory))
+        return self.past(batch, self.compressed), self.past(batch, self.memory)
 
-    def earlier(self, memory: TwoPasts) -> list[Tensor]:
-        pairs = zip(memory.compressed.filled(), memory.recent.filled(), strict=True)
+    def earlier(self, memory: tuple[Past, Past]) -> list[Tensor]:
+        pairs = zip(*(past.filled() for past in memory), strict=True)
         return [self.read(torch.cat(pair, 1)) for pair in pairs]
 
     def forward(self, x: Tensor, state: SegmentState | None = None) -> tuple[Tensor, SegmentState]:
         self._losses = []
         output, state = super().forward(x, state)
         losses, self._losses = self._losses, []
-        zero = self.content.new_zeros(())
-        self.reconstruction = torch.stack(losses).mean() if losses else zero
+        self.reconstruction = torch.stack(losses).mean() if losses else self.u.new_zeros(())
         return output, state
 
-    def completed(self, memory: TwoPasts, inputs: list[Tensor]) -> TwoPasts:
-        leaving = memory.recent.held + inputs[0].shape[1] - memory.recent.rows[0].shape[1]
-        recent = memory.recent.after(inputs)
-        if leaving <= 0 or not memory.compressed.rows[0].shape[1]:
-            return TwoPasts(memory.compressed, recent)
-        pairs = zip(memory.recent.filled(), inputs, strict=True)
+    def completed(self, memory: tuple[Past, Past], inputs: list[Tensor]) -> tuple[Past, Past]:
+        compressed, recent = memory
+        leaving = recent.held + inputs[0].shape[1] - recent.rows[0].shape[1]
+        if leaving <= 0 or not compressed.rows[0].shape[1]:
+            return compressed, recent.after(inputs)
+        pairs = zip(recent.filled(), inputs, strict=True)
         old = [torch.cat(pair, 1)[:, :leaving] for pair in pairs]
         new = [self.compress(i, states) for i, states in enumerate(old)]
         if torch.is_grad_enabled():
             each = map(reconstruction_loss, self.layers, inputs, old, new)
             self._losses.append(torch.stack(list(each)).sum())
         kept = [self.kept(states).detach() for states in new]
-        return TwoPasts(memory.compressed.after(kept), recent)
+        return compressed.after(kept), recent.after(inputs)
 
     def compress(self, index: int, states: Tensor) -> Tensor:
         """Return states [B, n, width] of a layer as [B, n / rate, width]."""
