@@ -9,9 +9,10 @@ import torch
 
 from citypaths import decoding, lab
 from citypaths.judging import methods as scoring
-from citypaths.judging.floors import best_first, hop_use, rarest_hop
+from citypaths.judging.floors import hop_use, rarest_hop
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.methods import Method
+from citypaths.map.best_first import best_first
 from citypaths.models import build
 from citypaths.sizes import get_size
 from citypaths.training.loop import Trained, TrainSettings
