@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citypaths import decoding
-from citypaths.judging.floors import best_first, stored_hops
+from citypaths.judging.floors import stored_hops
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.methods import score
 from citypaths.judging.queries import Queries
+from citypaths.map.best_first import best_first
 from citypaths.map.great_circle import great_circle_km
 from citypaths.training.loop import TrainSettings, train
 from studies.memory import KeyValueCache, fit, rerouting
