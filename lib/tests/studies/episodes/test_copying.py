@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from studies.episodes.copying import Copier, copy_batch, train_copy, wrong_bits
+from citypaths.sizes import SIZES
+from studies.episodes.copying import copy_batch, copy_curves, said, train_copy, wrong_bits
 from studies.episodes.dnc import DNC
 from studies.episodes.ntm import NTM
 
@@ -22,7 +24,7 @@ def test_a_stream_shows_bits_between_flags_then_nothing():
 
 def test_the_bits_asked_for_are_those_shown_in_their_order():
     stream = copy_batch(4, 3, 5, torch.Generator().manual_seed(0))
-    logits, bits = Copier(NTM(4, 5, 3, 3), 5)(stream)
+    logits, bits = said(NTM(7, 5, 3, 3), stream)
     assert logits.shape == bits.shape == (4, 3, 5)
     assert torch.equal(bits, stream[:, 1:4, :5])
 
@@ -40,14 +42,24 @@ def test_training_is_repeated_exactly_and_starts_at_chance():
     histories = []
     for _ in range(2):
         torch.manual_seed(0)
-        memory = NTM(4, 6, 4, 4)
-        histories.append(train_copy(memory, 20, bits=4, longest=3, every=10, seed=3))
-    assert histories[0] == histories[1]
-    assert 2.5 < histories[0][0] < 5.5  # 4 bits * 2 vectors / 2 = 4 by chance
+        histories.append(train_copy(NTM(6, 6, 4, 4), 10, longest=3, every=5, seed=3))
+    assert histories[0].equals(histories[1])
+    assert histories[0]["sequences"].tolist() == [80, 160]
+    assert 2.5 < histories[0]["wrong_bits"][0] < 5.5  # 4 bits * 2 vectors / 2 = 4 by chance
 
 
 def test_a_dnc_learns_to_copy():
     torch.manual_seed(0)
-    memory = DNC(8, hidden=16, slots=6, word=8, heads=1)
-    history = train_copy(memory, 300, bits=4, longest=2, rate=1e-2, every=50)
-    assert history[0] > 1.7 and history[-1] < 0.8  # measured: 2.1 and 0.34, after 3 by chance
+    memory = DNC(6, hidden=16, slots=6, word=8, heads=1)
+    history = train_copy(memory, 300, longest=2, every=50)["wrong_bits"]
+    assert history.iloc[0] > 1.7 and history.iloc[-1] < 0.8  # 3 by chance
+
+
+def test_the_curves_are_of_two_memories():
+    curves = copy_curves(SIZES["tiny"])
+    assert curves.groupby("memory", sort=False)["parameters"].first().to_dict() == {
+        "lstm": 19_464,
+        "ntm": 9_124,
+    }
+    assert curves.groupby("memory").size().tolist() == [2, 2]
+    assert curves["wrong_bits"].max() == pytest.approx(10, abs=4)

@@ -17,7 +17,7 @@ from studies.episodes import __main__ as command
 from studies.episodes.atlas import Atlas
 from studies.episodes.exam import answer
 from studies.episodes.model import EpisodeModel, Lessons
-from studies.episodes.task import STEP, Episodes, Task, varied
+from studies.episodes.task import STEP, Episodes, Task
 
 SMALL = {"width": 16, "hidden": 12, "symbols": 12}
 TASK = Task(cities=6, symbols=12, queries=2, recalls=3, closures=1, delay=2)
@@ -96,9 +96,8 @@ def test_a_stopped_training_ends_with_the_same_bits(atlas, tmp_path, monkeypatch
 
 
 def test_lessons_draw_every_dial_up_to_its_end(atlas):
-    lessons = Lessons(varied(TASK, cities=8, closures=3), atlas, 2, least=4)
-    batches = lessons.batches(TrainSettings(steps=100), "cpu")
-    tasks = [batches.task(step, np.random.default_rng(step)) for step in range(100)]
+    lessons = Lessons(TASK.varied(cities=8, closures=3), atlas, 2, least=4)
+    tasks = [lessons.drawn(min(1, t / 50), np.random.default_rng(t)) for t in range(100)]
     assert {t.cities for t in tasks[:5]} == {4} and {t.cities for t in tasks[50:]} == set(
         range(4, 9)
     )
@@ -127,17 +126,23 @@ def test_an_untrained_model_goes_through_all_exams(atlas, episodes):
         for kind in ("lstm", "dnc")
         for seed in (0, 1)
     }
-    exams = study.sizes_of_map(TASK, atlas, (4, 6), 5) | study.shown_paths(TASK, atlas, (2, 4), 5)
-    exams |= study.disturbed(TASK, atlas, 5, (1,), (3,))
+    japan = Atlas(atlas.lat, atlas.lon, "Japan")
+    exams = study.exams(TASK, atlas, japan, 5)
     rows = study.examine(models, exams) + study.floor_rows(exams)
-    assert len(rows) == 4 * 6 + 2 * 6
+    assert len(rows) == 4 * 12 + 2 * 12
+    assert {row["shown"] for row in rows} == {None, 2, 6, 12, 24}
+    assert {row["cities"] for row in rows} == {4, 6, 8, 12}
+    assert {row["subset"] for row in rows} == {"", "1 closed", "3 closed", "delay 64", "Japan"}
+    assert {(row["family"], row["regime"], row["study"]) for row in rows} == {
+        ("memory", "closed_book", "episodes"), ("floor", "open_map", "episodes")}  # fmt: skip
     for row in rows:
         results._check(row)
         assert 0 <= row["recall"] <= 1 and row["queries"] <= 10
     table = study.over_seeds(rows)
-    assert (
-        list(table.index) == ["lstm", "dnc", "random walk", "nearest hop"] and table.shape[1] == 6
-    )
+    assert list(table.index) == ["lstm", "dnc", "random walk", "nearest hop"]
+    assert list(table.columns) == list(exams)
+    both = [row["hard_success"] for row in rows if row["model"] == "dnc" and row["shown"] == 12]
+    assert table.loc["dnc", "12 paths shown"] == pytest.approx(np.mean(both))
     causes = study.influence(models, episodes)
     assert list(causes.columns) == list(study.TAPS)
     assert causes.loc["lstm", "reads blanked"] == causes.loc["lstm", "as it is"]

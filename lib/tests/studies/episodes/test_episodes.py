@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from citypaths.data.batches import IGNORE
 from citypaths.map.great_circle import great_circle_km
-from studies.episodes.atlas import Atlas, Maps, draw_maps
+from studies.episodes.atlas import Atlas, Maps, draw_maps, solve
 from studies.episodes.exam import Answers, judge, recall, walk_at_random, walk_nearest
 from studies.episodes.task import (
     BLANK,
@@ -24,7 +26,6 @@ from studies.episodes.task import (
     Episodes,
     Task,
     draw_episodes,
-    varied,
 )
 
 
@@ -201,8 +202,6 @@ def test_a_detour_is_bounded_by_its_length():
     lat, lon = np.zeros((1, 3)), np.array([[0.0, 1.0, 2.0]])
     km = np.full((1, 3, 3), np.inf)
     km[0, 0, 2], km[0, 0, 1], km[0, 1, 2] = 100.0, 50.0, 53.0
-    from studies.episodes.atlas import solve
-
     maps = Maps(lat, lon, np.array([[4, 0, 2]]), km, np.zeros(km.shape, bool), *solve(km))
     ep = drawn(Atlas(np.zeros(40), np.arange(40.0)), 1, cities=3, queries=1, recalls=1)
     ep = Episodes(ep.task, maps, ep.shown, ep.steps, np.array([[0]]), np.array([[[0, 2]]]))
@@ -238,6 +237,7 @@ def test_dials_are_checked(atlas):
 def test_the_same_seed_draws_the_same_episodes(atlas):
     task = Task(cities=7, show="paths", closures=1, delay=2)
     one, two = (draw_episodes(task, atlas, 6, np.random.default_rng(5)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.steps._columns(), two.steps._columns()))  # noqa: B905
-    other = draw_episodes(varied(task, delay=3), atlas, 6, np.random.default_rng(5))
+    for column in fields(one.steps):
+        assert torch.equal(getattr(one.steps, column.name), getattr(two.steps, column.name))
+    other = draw_episodes(task.varied(delay=3), atlas, 6, np.random.default_rng(5))
     assert other.shown.kind.shape[1] == one.shown.kind.shape[1] + 1
