@@ -19,6 +19,8 @@ class Size:
     """Everything a size decides.
 
     Attributes:
+        source, country, path: the City Dataset, as `map.cities.load_cities` takes them; a relative
+            `path` starts at the repository, "" is the source's own place (data/raw).
         states, most_populous: which contiguous places; `most_populous` keeps that many (0: all).
         connected_km, orientation: the City DAG.
         train, valid, test: goals for the number of paths in each part.
@@ -71,12 +73,16 @@ class Size:
     map_cities: int = 12
     shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
+    source: str = "geonames"
+    country: str = "US"
+    path: str = ""
 
     @property
     def folder(self) -> Path:
         """Where this size's data lives; other cities or counts live elsewhere."""
-        names = ("states", "most_populous", "connected_km", "orientation", "train", "valid", "test")
-        names += ("jitter",) if self.jitter else ()
+        names = ["states", "most_populous", "connected_km", "orientation", "train", "valid", "test"]
+        special = ("jitter", "source", "country", "path")
+        names += [name for name in special if getattr(self, name) != getattr(Size, name)]
         return data_dir() / f"{self.name}-{digest({n: getattr(self, n) for n in names})}"
 
 
