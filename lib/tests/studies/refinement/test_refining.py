@@ -136,7 +136,7 @@ def test_repairing_what_has_no_hop(chain):
 @pytest.fixture(scope="module")
 def scored(queries, gru, tennessee):
     torch.manual_seed(2)
-    masked = as_trained(build("masked", tennessee, slots=48, width=8, heads=1, layers=1))
+    masked = as_trained(build("masked", tennessee, slots=48, width=8, layers=1))
     conductor, trained = as_trained(build("conductor", tennessee, width=8)), as_trained(gru)
     rows = refining.masked_rounds(queries, masked, "gru", trained, 2, lengths=2)
     rows += refining.conductor_rounds(queries, conductor, "gru", trained, 2)
