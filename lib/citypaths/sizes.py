@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from citypaths.files import data_dir
+from citypaths.files import data_dir, digest
 
 SIX_STATES = ("NY", "NJ", "CT", "MA", "PA", "RI")
 
@@ -84,11 +83,6 @@ class Size:
         special = ("jitter", "source", "country", "path")
         names += [name for name in special if getattr(self, name) != getattr(Size, name)]
         return data_dir() / f"{self.name}-{digest({n: getattr(self, n) for n in names})}"
-
-
-def digest(value: Any) -> str:
-    """Return 8 hexadecimal digits that name a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 SIZES = {
