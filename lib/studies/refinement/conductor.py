@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from citypaths import decoding
 from citypaths.data.batches import IGNORE, Batch
+from citypaths.decoding.decode import evaluating
 from citypaths.map.graph import CityGraph
 from citypaths.map.great_circle import unit_sphere
 from citypaths.map.paths import PAD, Found, Paths
@@ -262,14 +263,11 @@ class Segments:
 
 def middles(conductor: Conductor, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the most probable middle of each pair [N], never an end; V means adjacent."""
-    device, was_training = next(conductor.parameters()).device, conductor.training
-    ends = torch.as_tensor(np.stack([source, target]), device=device)
     chosen = []
-    conductor.eval()
-    with torch.inference_mode():
+    with evaluating(conductor) as device:
+        ends = torch.as_tensor(np.stack([source, target]), device=device)
         for a, b in zip(*(part.split(4096) for part in ends), strict=True):
             logits = conductor(a, b)
             logits.scatter_(1, torch.stack([a, b], 1), -torch.inf)
             chosen.append(logits.argmax(-1))
-    conductor.train(was_training)
     return torch.cat(chosen).cpu().numpy()

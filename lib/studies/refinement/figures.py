@@ -33,9 +33,9 @@ def by_rounds(scored: Iterable[Scored]) -> Figure:
         label = f"{name} ({regime.replace('_', '-')})"
         for ax, column in zip(axes, ("success", "hard_success"), strict=True):
             style = {"color": hue, "marker": MARKS[regime], "ms": 4, "label": label}
-            ax.plot(rows["budget"], rows[column], **style)
+            ax.plot(rows["rounds"], rows[column], **style)
             low, high = rows[f"{column}_low"], rows[f"{column}_high"]
-            ax.fill_between(rows["budget"], low, high, color=hue, alpha=0.1, lw=0)
+            ax.fill_between(rows["rounds"], low, high, color=hue, alpha=0.1, lw=0)
     for ax, title in zip(axes, ("all queries", "hard queries"), strict=True):
         ax.set(xlabel="rounds", ylim=(-0.02, 1.02))
         ax.set_title(title)
@@ -50,9 +50,8 @@ def against_flops(scored: Iterable[Scored], references: Iterable[Scored]) -> Fig
     The references' models are told apart by colour.
     """
     others = pd.DataFrame([s.row for s in references])
-    fig, axes = plt.subplots(
-        1, 2, figsize=(11.5, 4.4), layout="constrained", sharey=True, sharex=True
-    )
+    size = {"figsize": (5.75 * len(MARKS), 4.4), "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(MARKS), sharex=True, sharey=True, **size)
     for ax, regime in zip(axes, MARKS, strict=True):
         for name, own, hue, rows in _lines(scored):
             rows = rows[rows["inference_flops"] > 0]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from citypaths.data.batches import IGNORE, Batch
+from citypaths.decoding.decode import evaluating
 from citypaths.map.graph import CityGraph
 from citypaths.map.great_circle import unit_sphere
 from citypaths.map.paths import Found, Paths
@@ -222,13 +223,11 @@ def refine_masked(
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
     if len(source) != len(target):
         raise ValueError(f"{len(source)} sources but {len(target)} targets")
-    was_training, parts = model.training, []
-    model.eval()
-    with torch.inference_mode():
+    parts = []
+    with evaluating(model):
         for i in range(0, max(1, len(source)), BATCH):
             ends = source[i : i + BATCH], target[i : i + BATCH]
             parts.append(list(_refined(model, *ends, max_hops, rounds, lengths)))
-    model.train(was_training)
     return [Found.concatenate(part) for part in zip(*parts, strict=True)]
 
 

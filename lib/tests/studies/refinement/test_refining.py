@@ -14,6 +14,7 @@ from test_conductor import START, STEP, Perfect
 
 from citypaths.decoding import LOST, Likelihood, greedy
 from citypaths.judging.ledger import COLUMNS
+from citypaths.judging.methods import Method
 from citypaths.judging.metrics import judge
 from citypaths.judging.queries import Queries
 from citypaths.map.paths import Found, Paths
@@ -138,7 +139,7 @@ def scored(queries, gru, tennessee):
     torch.manual_seed(2)
     masked = as_trained(build("masked", tennessee, slots=48, width=8, layers=1))
     conductor, trained = as_trained(build("conductor", tennessee, width=8)), as_trained(gru)
-    rows = refining.masked_rounds(queries, masked, "gru", trained, 2, lengths=2)
+    rows = refining.masked_rounds(queries, masked, "gru", trained, 2)
     rows += refining.conductor_rounds(queries, conductor, "gru", trained, 2)
     return rows + refining.segment_rounds(queries, "gru", trained, 2, 0)
 
@@ -192,9 +193,8 @@ def test_the_query_shown_is_won_over_the_rounds(queries):
     rounds[0][win] = rounds[0][idle] = ends[win]
     for i in range(3):
         rounds[i][idle] = [ends[idle], ways[idle][:2], ends[idle]][i]
-    scored = refining.score_rounds(
-        queries, [found_of(paths) for paths in rounds], **refining.names_of("m", "m")
-    )
+    method = Method(name="m", family="refinement", regime="closed_book")
+    scored = refining.score_rounds(queries, [found_of(paths) for paths in rounds], method)
     assert refining.converging(scored) == win, "one that changed more often but lost is not shown"
     fig = refine_plots.over_rounds(queries, scored, win)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes]
