@@ -213,8 +213,10 @@ def test_figures(scored, searched):
     plt.close(fig)
     fig = refine_plots.against_flops(scored, searched)
     labels = [ax.get_legend_handles_labels()[1] for ax in fig.axes]
-    assert all(names[-1] == "gru, searched" for names in labels)
-    assert labels[1][:-1] == ["masked, repaired", "segments, exact length"]
+    assert all(names[-3:] == ["gru, greedy", "gru, beam", "gru, best of N"] for names in labels)
+    assert labels[1][:-3] == ["masked, repaired", "segments, exact length"]
+    shown = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert sorted(shown) == sorted({*labels[0], *labels[1]})
     plt.close(fig)
 
 
