@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     lab.save_figure(figures.learning(study.learning_curves(trained)), f"07-learning-{size.name}")
     lab.save_figure(figures.against_dials(rows), f"07-episodes-{size.name}")
     home = exams[f"{task.cities} cities"]
-    causes = study.influence(trained, home).join(study.memory_sizes(trained, home))
+    causes = study.influence(trained, home)
     page = PAGE.format(
         size=size.name,
         cards=_markdown(study.cards(trained), "{:,.0f}"),

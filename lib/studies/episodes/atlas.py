@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from citypaths.map.great_circle import great_circle_km, unit_sphere
+
+if TYPE_CHECKING:  # geopandas takes a second to import
+    import geopandas as gpd
 
 SPREAD = 4  # a map's cities are drawn from so many times as many places around its centre
 
@@ -31,11 +34,9 @@ class Atlas:
         return len(self.lat)
 
     @classmethod
-    def of(cls, places: Any, name: str) -> Atlas:
-        """Take the places of a `CityGraph`, or of a GeoDataFrame of `load_cities`."""
-        if hasattr(places, "geometry"):
-            return cls(places.geometry.y.to_numpy(), places.geometry.x.to_numpy(), name)
-        return cls(np.asarray(places.lat), np.asarray(places.lon), name)
+    def of(cls, places: gpd.GeoDataFrame, name: str) -> Atlas:
+        """Take the places of a City Dataset, as `citypaths.map.cities.load_cities` returns it."""
+        return cls(places.geometry.y.to_numpy(), places.geometry.x.to_numpy(), name)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from citypaths.judging.ledger import arms_of
 from citypaths.judging.metrics import over_few, wilson
 from citypaths.plots import FAMILY, INK, RED, plain_log_ticks
-from studies.episodes.copying import CHANCE
+from studies.episodes.ntm import CHANCE
 from studies.episodes.task import Episodes
 
-KEYS = {"gaussian": (FAMILY["lstm"], "o"), "unitary": (FAMILY["gru"], "s")}
-KEYS |= {"fhrr": (FAMILY["shortest"], ".")}
+KEYS = {"gaussian": {"color": FAMILY["lstm"], "marker": "o", "ms": 6}}
+KEYS |= {"unitary": {"color": FAMILY["gru"], "marker": "s", "ms": 7}}
+KEYS |= {"fhrr": {"color": FAMILY["shortest"], "marker": "o", "ms": 4}}
 WALKS = ("random walk", "nearest hop")
 
 
@@ -30,14 +31,14 @@ def capacity(table: pd.DataFrame) -> Figure:
     several = table[(table["keys"] == "fhrr") & (table["pairs"] == most)]
     for ax, dial, part in ((axes[0], "pairs", alone), (axes[1], "copies", several)):
         for keys, some in part[part["law"] > 0].groupby("keys", sort=False):
-            colour, marker = KEYS[keys]
-            ax.plot(some[dial], some["law"], color=colour, lw=1)
-            ax.plot(some[dial], some["noise"], marker, color=colour, ms=6, label=keys)
+            ax.plot(some[dial], some["law"], color=KEYS[keys]["color"], lw=1)
+            ax.plot(some[dial], some["noise"], ls="", label=keys, **KEYS[keys])
         ax.set(xscale="log", yscale="log")
         plain_log_ticks(ax, part[dial].unique())
     off = (table["noise"] / table["law"] - 1)[table["law"] > 0].abs().max()
     axes[0].set(xlabel="pairs in one vector", title="A bound pair adds a value's energy of noise")
-    axes[1].set(xlabel=f"copies of {most} fhrr pairs", title=f"Copies divide it; law within {off:.0%}")
+    title = f"Copies divide it (law within {off:.0%})"
+    axes[1].set(xlabel=f"copies of {most} fhrr pairs", title=title)
     axes[0].set_ylabel("energy of the noise / of the value")
     axes[0].legend(title="keys; line: the law")
     return fig
@@ -47,17 +48,16 @@ def copy_curves(curves: pd.DataFrame) -> Figure:
     """Draw wrong bits a copied sequence against sequences shown, a line a memory."""
     fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     ax.axhline(CHANCE, color=FAMILY["floor"], ls=":")
-    last = {}
+    ends = []
     for (memory, parameters), part in curves.groupby(["memory", "parameters"], sort=False):
-        colour = {"lstm": FAMILY["lstm"]}.get(memory, INK)
+        colour, side = (FAMILY["lstm"], "bottom") if memory == "lstm" else (INK, "top")
         ax.plot(part["sequences"], part["wrong_bits"], color=colour, marker="o", ms=4)
-        last[memory] = part["wrong_bits"].iloc[-1]
-        end = part["sequences"].iloc[-1], last[memory]
+        end = part.iloc[-1][["sequences", "wrong_bits"]].tolist()
+        ends.append(f"{memory} {end[1]:.1f}")
         name = f"  {memory}, {parameters:,} parameters"
-        ax.annotate(name, end, color=colour, va="center", annotation_clip=False)
-    ends = " and ".join(f"{memory} {wrong:.1f}" for memory, wrong in last.items())
+        ax.annotate(name, end, color=colour, va=side, annotation_clip=False)
     ax.set(xlabel="sequences shown", ylabel="wrong bits a sequence", ylim=(0, None))
-    ax.set_title(f"Wrong bits at the end: {ends} (chance {CHANCE:.1f})")
+    ax.set_title(f"Wrong bits at the end: {' and '.join(ends)} (chance {CHANCE:.1f})")
     return fig
 
 
@@ -99,7 +99,7 @@ def learning(curves: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharex=True)
     colours = hues(list(dict.fromkeys(curves["arm"])))
     for (arm, seed), part in curves.groupby(["arm", "seed"], sort=False):
-        style = {"color": colours[arm], "lw": 1.5, "ls": "--" if "," in arm else "-"}
+        style = {"color": colours[arm], "marker": ".", "ls": "--" if "," in arm else "-"}
         label = arm if seed == curves["seed"].min() else None
         for ax, column in zip(axes, ("recall", "hard_success"), strict=True):
             ax.plot(part["seconds"], part[column], label=label, **style)
@@ -135,16 +135,16 @@ def against_dials(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _line(ax: Axes, part: pd.DataFrame, dial: str, column: str, label: str, **style: Any) -> None:
-    """A mean over seeds with its interval: t over seeds, or Wilson's for one."""
+    """A mean over seeds with its t interval; of one seed's success with Wilson's."""
     points = []
-    for at, cells in part.groupby(dial):
+    for at, cells in part.dropna(subset=[column]).groupby(dial):
         each = cells[column].to_numpy()
         centre, half = over_few(each)
         bounds = (max(0, centre - half), min(1, centre + half))
-        if len(each) == 1:
+        if len(each) == 1 and column == "hard_success":
             count = cells["hard_queries"].iloc[0]
             bounds = tuple(map(float, wilson(each[0] * count, count)))
         points.append((at, centre, *bounds))
-    x, mean, low, high = zip(*points, strict=True)
+    x, mean, low, high = zip(*points, strict=True) if points else [[]] * 4
     ax.plot(x, mean, marker="o", label=label, ms=4, lw=1.5, **style)
     ax.fill_between(x, low, high, alpha=0.12, lw=0, color=style["color"])

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from citypaths.models.base import Network, nats, register
 from citypaths.training.settings import TrainSettings
-from studies.episodes.associative import AssociativeLSTM
+from studies.episodes.associative import AssociativeLSTM, Plastic
 from studies.episodes.atlas import Atlas
 from studies.episodes.attention import Transformer
 from studies.episodes.dnc import DNC
 from studies.episodes.memorizing import Memorizing
 from studies.episodes.memory import LSTM, Memory, State
 from studies.episodes.ntm import NTM
-from studies.episodes.plastic import Plastic
 from studies.episodes.task import KINDS, Steps, Task, draw_episodes
 from studies.episodes.transformer_xl import Compressive, TransformerXL
 

@@ -1,15 +1,16 @@
-"""A controller beside a memory of slots, and the Neural Turing Machine (Graves et al. 2014)."""
+"""The Neural Turing Machine and its copy task (Graves et al. 2014); what the DNC has of it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from studies.episodes.memory import Memory, at_least
+from studies.episodes.memory import LSTM, Memory, at_least
 
 CLIP = 20.0  # beyond it sigmoid and softplus are flat, and exp is safe
 TINY = 1e-6  # added to squared lengths: a slot of zeros has a direction of none
@@ -78,11 +79,6 @@ class Controller(nn.Module):
         cell = torch.addcmul(stays * cell, enters, new.tanh())
         return leaves * cell.tanh(), cell
 
-    def flops(self) -> int:
-        """Return the operations of a step: two matrices, and ten per unit of the cell."""
-        weights = self.inputs.weight.numel() + self.recurrent.weight.numel()
-        return 2 * weights + 4 * self.hidden + 10 * self.hidden
-
 
 class ControlledState(NamedTuple):
     """The controller's hidden and cell [B, H], the last reads [B, R, word] and what is held."""
@@ -145,9 +141,12 @@ class ControlledMemory(Memory):
         return self.output(torch.stack(outputs, 1)), ControlledState(hidden, cell, reads, held)
 
     def flops_per_step(self) -> int:
-        """Return the operations of one step of one stream."""
-        linear = sum(2 * m.weight.numel() + len(m.bias) for m in (self.interface, self.output))
-        return self.controller.flops() + linear + self.step_flops()
+        """Return the operations of the matrices, ten per unit of the cell, and those of `step`."""
+        controller = self.controller
+        linear = (controller.inputs, controller.recurrent, self.interface, self.output)
+        weights = sum(2 * m.weight.numel() for m in linear)
+        biases = 4 * controller.hidden + len(self.interface.bias) + len(self.output.bias)
+        return weights + biases + 10 * controller.hidden + self.step_flops()
 
 
 class Tape(NamedTuple):
@@ -193,3 +192,60 @@ class NTM(ControlledMemory):
         content = 4 * size + 2 * size + 2 * (5 * self.word + 6 * self.slots)
         places = 2 * self.slots * (3 + 5 + 8)
         return 4 * sum(self.parts) + content + places + (2 + 3 + 2) * size
+
+
+BITS, LONGEST, BATCH, RATE = 6, 8, 16, 1e-2
+CHANCE = BITS * (LONGEST + 1) / 4  # wrong bits a sequence
+
+
+def copy_batch(batch: int, length: int, bits: int, generator: torch.Generator) -> Tensor:
+    """Return streams [B, 2 length + 2, bits + 2] of the copy task (Graves et al. 2014).
+
+    A flag, vectors of bits, a flag, silence; the last two numbers of a vector are the flags.
+    """
+    stream = torch.zeros(batch, 2 * length + 2, bits + 2)
+    shape = (batch, length, bits)
+    stream[:, 1 : length + 1, :bits] = torch.randint(2, shape, generator=generator).float()
+    stream[:, 0, bits] = stream[:, length + 1, bits + 1] = 1.0
+    return stream
+
+
+def train_copy(
+    memory: Memory, steps: int, longest: int = LONGEST, every: int = 40, seed: int = 0
+) -> pd.DataFrame:
+    """Train a memory to say 1 to `longest` vectors of bits, its width less two flags, again.
+
+    Every step is Adam's (Kingma & Ba 2015) on 16 new sequences. The parameters change in place.
+
+    Returns: columns sequences (shown so far) and wrong_bits (a sequence, the mean over the last
+    `every` batches).
+    """
+    draw, adam = torch.Generator().manual_seed(seed), torch.optim.Adam(memory.parameters(), RATE)
+    wrong, rows = 0.0, []
+    for step in range(1, steps + 1):
+        length = int(torch.randint(1, longest + 1, (), generator=draw))
+        stream = copy_batch(BATCH, length, memory.width - 2, draw)
+        bits, said = stream[:, 1 : length + 1, :-2], memory(stream)[0][:, length + 2 :, :-2]
+        adam.zero_grad()
+        F.binary_cross_entropy_with_logits(said, bits).backward()
+        nn.utils.clip_grad_norm_(memory.parameters(), 10.0)
+        adam.step()
+        wrong += float(((said > 0) != (bits > 0.5)).sum()) / BATCH / every
+        if step % every == 0:
+            rows.append({"sequences": BATCH * step, "wrong_bits": wrong})
+            wrong = 0.0
+    return pd.DataFrame(rows)
+
+
+def copy_curves(steps: int, seed: int = 0) -> pd.DataFrame:
+    """Train an NTM, and an LSTM of twice its parameters, to copy up to 8 vectors of 6 bits.
+
+    Returns: the columns of `train_copy`, with memory and parameters.
+    """
+    torch.manual_seed(seed)
+    pair = {"lstm": LSTM(BITS + 2, 64), "ntm": NTM(BITS + 2, 32, slots=16, word=12)}
+    curves = [
+        train_copy(memory, steps, seed=seed).assign(memory=name, parameters=memory.parameters_count)
+        for name, memory in pair.items()
+    ]
+    return pd.concat(curves, ignore_index=True)

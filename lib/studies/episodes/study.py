@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -65,16 +66,14 @@ def fitted(kind: str, width: int, parameters: int, **settings: Any) -> int:
     Raises:
         ValueError: not even the smallest fits.
     """
-    count = lambda hidden: make_memory(kind, width, hidden=hidden, **settings).parameters_count  # noqa: E731
-    if count(4) > parameters:
+
+    def count(hidden: int) -> int:
+        return make_memory(kind, width, hidden=hidden, **settings).parameters_count
+
+    fit = bisect_right(range(4, 2048, 4), parameters, key=count)
+    if not fit:
         raise ValueError(f"a {kind} of width {width} has more than {parameters:,} parameters")
-    low, high = 4, 8
-    while count(high) <= parameters:
-        low, high = high, 2 * high
-    while high - low > 4:
-        middle = (low + high) // 8 * 4
-        low, high = (middle, high) if count(middle) <= parameters else (low, middle)
-    return low
+    return 4 * fit
 
 
 def task_of(size: Size) -> Task:
@@ -241,21 +240,24 @@ TAPS: dict[str, tuple[Tap | None, torch.dtype | None]] = {
     "reads swapped": (swapped, None),
     "half precision": (None, torch.bfloat16),
 }
+SHARES = (0.5, 2.0)
 
 
 def influence(trained: Runs, episodes: Episodes) -> pd.DataFrame:
     """Return hard-subset success of every arm (mean over seeds) when its memory is tampered with.
 
-    From the first question on, reads are blanked or taken from another episode; or the memory is
-    kept in bfloat16 throughout. Columns: `TAPS`; what does not change was not used.
+    From the first question on, reads are blanked or taken from another episode; the memory is kept
+    in bfloat16 throughout; or it has a share of its size in training, where no weight depends on
+    that. Columns: `TAPS` and `SHARES`; what does not change was not used.
     """
-    table = {
-        label: {
-            name: np.mean([_hard(one.model, episodes, *how) for one in some])
-            for name, how in TAPS.items()
-        }
-        for label, some in _by_arm(trained).items()
-    }
+    table: dict[str, dict[str, float]] = {}
+    for label, some in _by_arm(trained).items():
+        models = [one.model for one in some]
+        cells = {name: [_hard(m, episodes, *how) for m in models] for name, how in TAPS.items()}
+        dial = next((d for d in ("slots", "memory") if hasattr(models[0].memory, d)), None)
+        for share in SHARES if dial else ():
+            cells[f"{share:g} x memory"] = [_resized(m, dial, share, episodes) for m in models]
+        table[label] = {name: float(np.mean(each)) for name, each in cells.items()}
     return pd.DataFrame(table).T
 
 
@@ -263,31 +265,7 @@ def _hard(model: EpisodeModel, episodes: Episodes, *how: Any) -> float:
     return marks(episodes, answer(model, episodes, *how))["hard_success"]
 
 
-def memory_sizes(
-    trained: Runs, episodes: Episodes, shares: Sequence[float] = (0.5, 2.0)
-) -> pd.DataFrame:
-    """Return hard-subset success (mean over seeds) with the memory made smaller or larger at test.
-
-    Rows: arms whose memory has a size that no weight depends on; columns: share of that in
-    training.
-    """
-    table = {
-        label: {
-            f"{share:g} x memory": np.mean([_resized(one.model, share, episodes) for one in some])
-            for share in shares
-        }
-        for label, some in _by_arm(trained).items()
-        if _dial(some[0].model)
-    }
-    return pd.DataFrame(table).T
-
-
-def _dial(model: EpisodeModel) -> str | None:
-    return next((name for name in ("slots", "memory") if hasattr(model.memory, name)), None)
-
-
-def _resized(model: EpisodeModel, share: float, episodes: Episodes) -> float:
-    dial = _dial(model)
+def _resized(model: EpisodeModel, dial: str, share: float, episodes: Episodes) -> float:
     own = getattr(model.memory, dial)
     setattr(model.memory, dial, max(1, round(share * own)))
     try:

@@ -13,7 +13,7 @@ from studies.episodes.memory import at_least
 
 
 class Past(NamedTuple):
-    """Rows of the past in buffers [B, size, ...], first in, first out; the last `held` are filled."""
+    """Rows of the past in buffers [B, size, ...], first in first out; the last `held` are real."""
 
     held: int
     rows: tuple[Tensor, ...]

@@ -8,7 +8,6 @@ from citypaths.judging.ledger import arms_of, largest_run, percent, quantity
 from citypaths.judging.metrics import over_few
 
 NOTEBOOK = "07-external-memory"
-EXAM = r"episodes, edges, (\d+) cities"
 
 
 def recorded(size: str) -> pd.DataFrame:
@@ -23,11 +22,10 @@ def _missing(size: str) -> str:
 def episodes_table(size: str) -> str:
     """Return a line an arm: success on unseen maps by their size, hops recalled; over seeds."""
     rows = recorded(size)
-    rows = rows[rows["split"].str.fullmatch(EXAM)]
+    rows = rows[(rows["study"] == "episodes") & (rows["subset"] == "") & rows["shown"].isna()]
     if rows.empty:
         return _missing(size)
-    rows = rows.assign(cities=rows["split"].str.extract(EXAM)[0].astype(int))
-    rows["arm"] = arms_of(rows)
+    rows = rows.assign(arm=arms_of, cities=rows["cities"].astype(int))
     cities = sorted(rows["cities"].unique())
     own = cities[1]  # the exams are two thirds of the training maps, those, and larger ones
     head = [f"success, no direct hop, {n} cities" for n in cities]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from citypaths.sizes import SIZES
-from studies.episodes.copying import copy_batch, copy_curves, said, train_copy, wrong_bits
 from studies.episodes.dnc import DNC
-from studies.episodes.ntm import NTM
+from studies.episodes.memory import Memory
+from studies.episodes.ntm import NTM, copy_batch, copy_curves, train_copy
 
 
 def test_a_stream_shows_bits_between_flags_then_nothing():
@@ -22,20 +22,30 @@ def test_a_stream_shows_bits_between_flags_then_nothing():
     assert shown.sum() == stream[..., :5].sum()
 
 
-def test_the_bits_asked_for_are_those_shown_in_their_order():
-    stream = copy_batch(4, 3, 5, torch.Generator().manual_seed(0))
-    logits, bits = said(NTM(7, 5, 3, 3), stream)
-    assert logits.shape == bits.shape == (4, 3, 5)
-    assert torch.equal(bits, stream[:, 1:4, :5])
+class Echo(Memory):
+    """Says what was shown, in order; a bit that is wrong is said with the share `wrong`."""
+
+    def __init__(self, wrong: float) -> None:
+        super().__init__()
+        self.width, self.scale = 6, torch.nn.Parameter(torch.tensor(9.0))
+        self.wrong, self.draw = wrong, torch.Generator().manual_seed(0)
+
+    def start(self, batch: int) -> None: ...
+
+    def flops_per_step(self) -> int:
+        return 1
+
+    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
+        length = x.shape[1] // 2 - 1
+        flips = torch.rand(x.shape, generator=self.draw) < self.wrong
+        signs = (2 * x - 1) * (1 - 2 * flips.float())
+        return self.scale * torch.cat((x[:, : length + 2], signs[:, 1 : length + 1]), 1), state
 
 
-def test_wrong_bits_are_counted_per_sequence():
-    bits = torch.tensor([[[1.0, 0], [1, 1]], [[0, 0], [1, 0]]])
-    right = 2 * bits - 1
-    assert wrong_bits(right, bits) == 0
-    assert wrong_bits(-right, bits) == 4
-    right[0, 0, 0] = -3
-    assert wrong_bits(right, bits) == 0.5
+@pytest.mark.parametrize("wrong", [0.0, 0.25, 1.0])
+def test_wrong_bits_are_counted_per_sequence(wrong):
+    counted = train_copy(Echo(wrong), 40, longest=3, every=40)["wrong_bits"]
+    assert counted.iloc[0] == pytest.approx(wrong * 4 * 2, rel=0.1)
 
 
 def test_training_is_repeated_exactly_and_starts_at_chance():
@@ -56,8 +66,8 @@ def test_a_dnc_learns_to_copy():
 
 
 def test_the_curves_are_of_two_memories():
-    curves = copy_curves(SIZES["tiny"])
-    assert curves.groupby("memory", sort=False)["parameters"].first().to_dict() == {
+    curves = copy_curves(80)
+    assert dict(zip(curves["memory"], curves["parameters"], strict=True)) == {
         "lstm": 19_464,
         "ntm": 9_124,
     }

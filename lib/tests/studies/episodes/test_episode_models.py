@@ -12,10 +12,11 @@ from citypaths import sizes
 from citypaths.judging import ledger as results
 from citypaths.training import loop as train_module
 from citypaths.training.loop import TrainSettings, load_trained, train
-from studies.episodes import LSTM, MEMORIES, make_memory, study
+from studies.episodes import MEMORIES, make_memory, study
 from studies.episodes import __main__ as command
 from studies.episodes.atlas import Atlas
 from studies.episodes.exam import answer
+from studies.episodes.memory import LSTM
 from studies.episodes.model import EpisodeModel, Lessons
 from studies.episodes.task import STEP, Episodes, Task
 
@@ -144,11 +145,21 @@ def test_an_untrained_model_goes_through_all_exams(atlas, episodes):
     both = [row["hard_success"] for row in rows if row["model"] == "dnc" and row["shown"] == 12]
     assert table.loc["dnc", "12 paths shown"] == pytest.approx(np.mean(both))
     causes = study.influence(models, episodes)
-    assert list(causes.columns) == list(study.TAPS)
+    assert list(causes.columns) == [*study.TAPS, "0.5 x memory", "2 x memory"]
     assert causes.loc["lstm", "reads blanked"] == causes.loc["lstm", "as it is"]
-    sizes_tried = study.memory_sizes(models, episodes, (0.5, 1.0))
-    assert list(sizes_tried.index) == ["dnc"]
-    assert sizes_tried["1 x memory"].iloc[0] == pytest.approx(causes.loc["dnc", "as it is"])
+    assert causes.filter(like="x memory").notna().any(axis=1).to_dict() == {
+        "lstm": False,
+        "dnc": True,
+    }
+
+
+def test_a_memory_resized_for_an_exam_has_its_own_size_again(episodes):
+    torch.manual_seed(0)
+    model = EpisodeModel(None, "dnc", **SMALL)
+    alone, slots = study._hard(model, episodes), model.memory.slots
+    assert study._resized(model, "slots", 1.0, episodes) == pytest.approx(alone)
+    study._resized(model, "slots", 0.5, episodes)
+    assert model.memory.slots == slots
 
 
 def test_arms_of_a_size_are_alike_in_parameters():

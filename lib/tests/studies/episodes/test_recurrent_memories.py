@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from studies.episodes.associative import Plastic
 from studies.episodes.memory import LSTM, assert_pieces_agree, blanked, numbers_held, swapped
-from studies.episodes.plastic import Plastic
 
 
 def made(width=5, hidden=6) -> Plastic:

@@ -202,7 +202,10 @@ def test_a_store_is_read_forward_and_backward_in_the_order_of_writing():
 
 @pytest.mark.parametrize("improved", [False, True])
 def test_what_is_freed_is_room_and_only_wiped_by_the_improved(improved):
-    memory, words = DNC(2, slots=5, word=3, heads=1, improved=improved).double(), stream(2)[:, :, :3]
+    memory, words = (
+        DNC(2, slots=5, word=3, heads=1, improved=improved).double(),
+        stream(2)[:, :, :3],
+    )
     held, nothing = memory.empty(3), torch.zeros_like(words[:, 0])
     for step in range(2):
         held, _ = memory.step(spoken(nothing, words[:, step], 1, write=ON, improved=improved), held)
