@@ -17,15 +17,15 @@ from citypaths.decoding.decode import Moves
 from citypaths.judging.floors import best_first, stored_hops
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, device, mean_loss
+from citypaths.lab import device, mean_loss, train_arm
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
 from citypaths.models import PathModel, build
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
+from citypaths.training.recipes import arms, recipe
 from studies.learning.shares import Share, halves
 from studies.memory import Cached, KeyValueCache, fit
-from studies.search import exchange
 
 ALONE = "greedy"
 CACHE = "greedy + cache"
@@ -42,7 +42,7 @@ FITS = ("share", "seed", "method", "rows", "theta", "weight", "nats", "nats alon
 
 def name_of(size: Size) -> str:
     """Return the learner's name: the smallest width of the ladder of notebook 05."""
-    return f"gru-{exchange.widths(size)[0]}"
+    return f"gru-{recipe(size, arms(size, 'learning')[0]).settings['width']}"
 
 
 def learner(size: Size, dataset: Dataset, share: int, seed: int) -> Trained:
@@ -51,12 +51,12 @@ def learner(size: Size, dataset: Dataset, share: int, seed: int) -> Trained:
     Every share takes the same number of steps, that of the ladder's rung, which is the learner of
     100 %. At 0 % it keeps its first weights. The learning rate was not tuned to the share.
     """
-    width = exchange.widths(size)[0]
+    arm = arms(size, "learning")[0]
     if share:
         paths = dataset if share == 100 else Share.of(dataset, share / 100, seed)
-        return exchange.train_rung(size, paths, width, seed)
+        return train_arm(size, paths, arm, seed)
     torch.manual_seed(seed)
-    model = build("rnn", dataset.graph, **arm_settings(f"gru-{width}")).to(device())
+    model = build("rnn", dataset.graph, **recipe(size, arm).settings).to(device())
     return Trained(model, pd.DataFrame(), 0, 0, 0.0)
 
 
