@@ -23,9 +23,15 @@ from tqdm import tqdm
 
 from citypaths.data.batches import Batch, Batches, own_input
 from citypaths.data.dataset import Dataset
-from citypaths.files import DataFileError, atomic_write, remove_parts, sealed, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    digest,
+    remove_parts,
+    sealed,
+    write_json,
+)
 from citypaths.models import PathModel, build
-from citypaths.sizes import digest
 from citypaths.training.checkpoints import (
     load_history,
     load_trained,

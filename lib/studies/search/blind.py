@@ -8,8 +8,7 @@ import numpy as np
 from numba import njit
 
 from citypaths.decoding.budget import Budget
-from citypaths.map.graph import CityGraph
-from citypaths.map.hashing import hash_next, hash_state
+from citypaths.map.graph import CityGraph, hash_next, hash_state
 from citypaths.map.paths import Found, Paths
 
 
