@@ -13,6 +13,9 @@ import argparse
 import json
 import sys
 
+import studies.recurrence
+import studies.refinement
+import studies.search  # noqa: F401  they register their networks
 from citypaths import lab
 from citypaths.files import DataFileError
 from citypaths.sizes import Size, get_size
