@@ -88,8 +88,7 @@ RACE_BUDGET = (2e9, 4e11, 4e12, 1e17)
 RACE_TOKENS = (512, 512, 512, 16_384)
 RACE_RATE = (1.6e-2, 1.6e-2, 1.6e-2, 3e-3)
 GRU = {"cell": "gru", "tied": True}
-LOOPED = {"width": 1.0, "prelude": 0, "coda": 0, "injection": "add"}  # one layer
-SAMPLED = LOOPED | {"loops": 4, "sampled": (1, 8), "backprop": 4}
+SAMPLED = {"width": 1.0, "loops": 4, "sampled": (1, 8), "backprop": 4}
 RACE: dict[str, tuple[str, dict[str, Any], float]] = {
     # arm: model, settings, times the learning rate
     "transformer": ("transformer", {"width": 1.0, "layers": 1}, 1),
@@ -98,12 +97,12 @@ RACE: dict[str, tuple[str, dict[str, Any], float]] = {
     "gru-wide": ("rnn", GRU | {"width": 2.0}, 0.5),
     "gru-think": ("rnn", GRU | {"width": 1.0, "loops": 4}, 1),
     "feedback": ("feedback", {"width": 1.0, "layers": 1}, 1),
-    "looped-fixed": ("looped", LOOPED | {"loops": 4}, 1),
+    "looped-fixed": ("looped", {"width": 1.0, "loops": 4}, 1),
     "looped-sampled": ("looped", SAMPLED, 1),
     "looped-noise": ("looped", SAMPLED | {"noise": 0.5}, 1),
-    "act": ("act", LOOPED | {"loops": 8}, 0.5),
-    "ponder": ("ponder", LOOPED | {"loops": 4}, 0.5),
-    "top": ("top_recurrent", {"width": 1.0, "layers": 1, "loops": 4}, 0.5),
+    "act": ("act", {"width": 1.0, "loops": 8}, 0.5),
+    "ponder": ("ponder", {"width": 1.0, "loops": 4}, 0.5),
+    "top": ("top_recurrent", {"width": 1.0, "loops": 4}, 0.5),
 }
 # Notebook 05, the ladder: GRUs of several widths at the race's budgets, two of which are the race's
 # own. The learning rate is lower in proportion to widths above 1.

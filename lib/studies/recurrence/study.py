@@ -14,7 +14,7 @@ from citypaths import decoding
 from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset, make_dataset
 from citypaths.data.splits import recipe_for
-from citypaths.judging.methods import Scored, score
+from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.metrics import over_few
 from citypaths.judging.queries import Queries
 from citypaths.lab import mean_loss, train_arm
@@ -63,14 +63,11 @@ def run(
     model = trained.model.eval()
     batch = 250 if loops and loops > 8 else 1000  # each loop keeps keys and values of its own
     found = queries.decode(decoding.greedy, model, loops=loops, batch=batch)
-    method = "greedy" if loops is None else f"greedy, {loops} loops"
-    names = {"model": label, "method": method, "regime": "closed_book", "seed": seed}
-    names |= {
-        "budget": loops or getattr(model, "loops", 1),
-        "loss": mean_loss(model, queries, loops),
-    }
-    names |= {"parameters": model.parameters_count, "training_flops": trained.training_flops}
-    return score(queries, found, **names)
+    names = {"name": "greedy", "family": "greedy", "loops": getattr(model, "loops", 1)}
+    if loops is not None:
+        names = {"name": f"greedy, {loops} loops", "family": "more loops", "loops": loops}
+    method = Method.of(label, trained, regime="closed_book", **names)
+    return score(queries, found, method, seed=seed, loss=mean_loss(model, queries, loops))
 
 
 def turn_the_dial(
@@ -95,15 +92,16 @@ def breadth(
     for count in starts:
         model.starts = count
         one = run(queries, "looped-noise", trained, seed)
-        scored.append(replace(one, row=one.row | {"method": f"greedy, {count} starts"}))
+        names = {"method": f"greedy, {count} starts", "family": "more loops", "attempts": count}
+        scored.append(replace(one, row=one.row | names | {"verifier": "steadiness"}))
     model.starts = 1
     return scored
 
 
 def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the mean, least and most over seeds of ledger columns, by model and budget."""
+    """Return the mean, least and most over seeds of ledger columns, by model and loops."""
     rows = pd.DataFrame([s.row for s in scored])
-    return rows.groupby(["model", "budget"], sort=False)[list(columns)].agg(["mean", "min", "max"])
+    return rows.groupby(["model", "loops"], sort=False)[list(columns)].agg(["mean", "min", "max"])
 
 
 def margins(
@@ -126,8 +124,8 @@ def margins(
 
 
 def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
-    best = dial[dial["model"] == label].groupby("budget")["success"].mean().idxmax()
-    kept = dial[(dial["model"] == plain) | (dial["budget"] == best)]
+    best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
+    kept = dial[(dial["model"] == plain) | (dial["loops"] == best)]
     return {"at best": _mean_gap(kept, label, plain)[0], "best loops": best}
 
 
