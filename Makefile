@@ -57,8 +57,9 @@ soak: .venv/.ready ## kill everything at random moments (half an hour); the log 
 lab: .venv/.ready ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
-report: $(EXECUTED) ## write the executed notebooks to reports/ as Markdown (SIZE=medium)
+report: $(EXECUTED) ## publish a run in reports/: Markdown, ledger, figures, tables (SIZE=medium)
 	$(PY) -m citypaths.notebooks report $(RUN) $(REPORT)
+	$(PY) -m studies.scoreboard.tables $(SIZE) $(SEED)
 
 lint: .venv/.ready ## check style with ruff
 	$(PY) -m ruff check .
