@@ -20,6 +20,7 @@ from citypaths.files import reports_dir, write_bytes
 from citypaths.judging import ledger
 from citypaths.map.cities import load_cities
 from citypaths.sizes import get_size
+from citypaths.training import recipes
 from studies.episodes import figures, study
 from studies.episodes.atlas import Atlas
 
@@ -59,16 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m studies.episodes", description="Memories on new maps in context."
     )
     parser.add_argument("--size", default="small", help="tiny, small, medium or full")
-    parser.add_argument("--arms", nargs="+", choices=list(study.ARMS), help="default: the size's")
+    parser.add_argument("--arms", nargs="+", choices=recipes.EPISODES, help="default: the size's")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the size has")
     parser.add_argument("--exams", type=int, help="episodes of each (default: the size's dial)")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--overrides", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
     size = get_size(options.size, options.overrides)
-    seeds = options.seeds or list(range(size.seeds))
+    seeds = options.seeds or list(recipes.seeds(size))
     country, held = Atlas.of(load_cities(), "US").split()
-    arms = options.arms or size.memories or study.ARMS
+    arms = options.arms or recipes.arms(size, "episodes")
     trained = {(a, s): study.train_arm(size, country, a, s) for a in arms for s in seeds}
     if options.train_only:
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -12,51 +11,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from citypaths import lab
 from citypaths.judging.ledger import arms_of
 from citypaths.judging.methods import Method
 from citypaths.judging.metrics import ledger_rates
-from citypaths.lab import device
-from citypaths.sizes import Size, digest
-from citypaths.training import loop as training
-from citypaths.training.loop import Evaluate, Trained, TrainSettings
+from citypaths.sizes import Size
+from citypaths.training.loop import Evaluate, Trained
+from citypaths.training.recipes import EPISODES_A_BATCH, recipe
 from studies.episodes.atlas import Atlas
 from studies.episodes.exam import Answers, answer, judge, recall, walk_at_random, walk_nearest
 from studies.episodes.memory import Tap, blanked, numbers_held, swapped
 from studies.episodes.model import EpisodeModel, Lessons, make_memory
 from studies.episodes.task import Episodes, Task, draw_episodes
 
-WIDTH = 48
 PARAMETERS = 48_000  # of the memory of every arm, at most
-BATCH = 32
-RATE = 1e-2
 EXAM = 9_000  # seed of exams, which no training has
 Runs = Mapping[tuple[str, int], Trained]  # by arm and seed
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A memory with its settings; `longer` multiplies its training steps, `rate` is of learning."""
-
-    memory: str
-    settings: Mapping[str, Any]
-    longer: int = 1
-    rate: float = RATE
-
-
-ARMS: dict[str, Arm] = {
-    "lstm": Arm("lstm", {}),
-    "transformer": Arm("transformer", {"layers": 2}),
-    "xl": Arm("xl", {"layers": 2, "segment": 16, "memory": 48}),
-    "compressive": Arm("compressive", {"layers": 2, "segment": 16, "memory": 16, "compressed": 16}),
-    "memorizing": Arm("memorizing", {"layers": 2, "segment": 16, "memory": 256}),
-    "ntm": Arm("ntm", {"slots": 32, "word": 24}),
-    "dnc": Arm("dnc", {"slots": 32, "word": 24, "heads": 2}),
-    "dnc-mended": Arm("dnc", {"slots": 32, "word": 24, "heads": 2, "improved": True}),
-    "associative": Arm("associative", {"copies": 4}),
-    "plastic": Arm("plastic", {}, rate=5e-3),
-    "lstm, longer": Arm("lstm", {}, 4),
-    "transformer, longer": Arm("transformer", {"layers": 2}, 4),
-}
 
 
 @cache
@@ -81,27 +51,13 @@ def task_of(size: Size) -> Task:
     return Task(cities=size.map_cities, degree=2.5, closures=3, delay=8, queries=8, recalls=10)
 
 
-def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
-    """Return what `build("episodes", ...)` needs for an arm."""
-    own = dict(arm.settings)
-    hidden = fitted(arm.memory, WIDTH, PARAMETERS, **own)
-    more = {"width": WIDTH, "symbols": task.symbols, "hidden": hidden}
-    return {"kind": arm.memory} | more | own
-
-
 def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:
-    """Train (or load) an arm of `ARMS` on a size's episodes, watched on episodes of its own."""
-    arm, task = ARMS[label], task_of(size)
-    lessons = Lessons(task, atlas, BATCH, least=max(4, 2 * size.map_cities // 3))
-    settings = TrainSettings(
-        size.lessons * arm.longer, learning_rate=arm.rate, seed=seed, evaluations=10
-    )
-    model = model_settings(arm, task)
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    name = digest({"model": model, "train": trained, "data": lessons.recipe.to_json()})
-    folder = size.folder / "models" / f"{label.replace(', ', '-')}-episodes-seed{seed}-{name}"
+    """Train (or load) an arm on a size's episodes, watched on episodes of its own."""
+    arm, task = recipe(size, label, "episodes"), task_of(size)
+    lessons = Lessons(task, atlas, EPISODES_A_BATCH, least=max(4, 2 * size.map_cities // 3))
+    fits = {"symbols": task.symbols, "hidden": fitted(**arm.settings, parameters=PARAMETERS)}
     watch = watched(asked(task.varied(closures=0, delay=0), atlas, 64, seed=1))
-    return training.train("episodes", lessons, folder, settings, model, watch, device())
+    return lab.train_arm(size, lessons, arm, seed, watch, settings=fits)
 
 
 def asked(task: Task, atlas: Atlas, count: int, seed: int = 0) -> Episodes:
@@ -137,7 +93,7 @@ def cards(trained: Runs) -> pd.DataFrame:
     for label, some in _by_arm(trained).items():
         model = some[0].model.eval()
         with torch.inference_mode():
-            _, state = model.memory(torch.zeros(1, 128, model.memory.width, device=device()))
+            _, state = model.memory(torch.zeros(1, 128, model.memory.width, device=lab.device()))
         table[label] = {
             "parameters": model.memory.parameters_count,
             "numbers held": numbers_held(state),
