@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from studies.episodes.memory import Memory, at_least
+from studies.memory.streams import Memory, at_least
 
 BASE = 10_000.0  # of the sinusoids' wavelengths (Vaswani et al. 2017)
-EARLIER = 64  # steps behind the one whose operations a transformer counts
 
 
 class Positions(NamedTuple):
@@ -20,7 +19,7 @@ class Positions(NamedTuple):
     Attributes:
         table: [n, width], sines then cosines of the distances n - 1 .. 0 (Vaswani et al. 2017).
         mask: [t, n], minus infinity where the key is later than the query; None if none is.
-        u, v: [width], added to queries before they meet keys and distances (Dai et al. 2019).
+        u, v: [width], added to queries for keys and for distances (Dai et al. 2019).
     """
 
     table: Tensor
@@ -32,9 +31,8 @@ class Positions(NamedTuple):
 def relative_shift(scores: Tensor) -> Tensor:
     """Turn scores by distance into scores by key, for the last t of n positions.
 
-    Takes [..., t, n] whose column c stands for a distance of n - 1 - c, returns [..., t, n] whose
-    column j stands for key j (Dai et al. 2019, appendix B). What a row holds of keys later than its
-    query means nothing: mask it.
+    Column c of [..., t, n] stands for a distance of n - 1 - c, of what is returned for key c (Dai
+    et al. 2019, appendix B). What a row then holds of keys later than its query means nothing.
     """
     t, n = scores.shape[-2:]
     if t == 1:
@@ -45,8 +43,7 @@ def relative_shift(scores: Tensor) -> Tensor:
 class Layer(nn.Module):
     """Attention by relative position, then a feed-forward network, each normed and added.
 
-    `hidden` is of the feed-forward network; the output matrices of a stack of `depth` layers start
-    1 / sqrt(2 depth) smaller (Radford et al. 2019).
+    Output matrices start 1 / sqrt(2 depth) smaller, in a stack of so many (Radford et al. 2019).
     """
 
     def __init__(self, width: int, hidden: int, heads: int, depth: int) -> None:
@@ -70,9 +67,9 @@ class Layer(nn.Module):
         """Return keys, then values, [B, n, 2 width] of states [B, n, width]."""
         return self.key_value(self.norm(x))
 
-    def content(self, queries: Tensor, u: Tensor | None = None) -> Tensor:
+    def content(self, queries: Tensor, u: Tensor | float = 0.0) -> Tensor:
         """Return what is multiplied with keys, [B, t, width], of queries with u added."""
-        return (queries if u is None else queries + u) * self.scale
+        return (queries + u) * self.scale
 
     def split(self, x: Tensor) -> Tensor:
         """Return [B, n, width] as [heads * B, n, width / heads], head by head."""
@@ -103,10 +100,7 @@ class Layer(nn.Module):
 
 
 class Attentive(Memory):
-    """The weights that every memory made of attention layers has.
-
-    The width is even and divisible by `heads`; `hidden` is of the feed-forward networks.
-    """
+    """The weights of a memory made of attention layers; `hidden` is of their feed-forward nets."""
 
     last_layer: ClassVar[type[Layer]] = Layer
 
@@ -132,10 +126,9 @@ class Attentive(Memory):
         return Positions(table, mask, self.u, self.v)
 
     def flops_of_layers(self, keys: float, projected: float) -> int:
-        """Return the operations of the layers for one step.
+        """Return the operations of a step that attends to `keys` and projects `projected` states.
 
-        Each step attends to `keys` and projects the keys and values of `projected` states. The
-        projections of the distances are left out: all streams of a batch share them.
+        The projections of the distances are left out: all streams of a batch share them.
         """
         each = self.width * (4 * self.width + 4 * self.width * projected + 6 * keys)
         return round(len(self.layers) * (each + 4 * self.width * self.hidden))
@@ -144,29 +137,24 @@ class Attentive(Memory):
 class Transformer(Attentive):
     """Full causal attention with relative positions: nothing is forgotten, and everything grows.
 
-    Each layer holds its keys and values, [B, steps so far, 2 width]. `tap` is given what a layer
-    attended, [B, T, width], which includes the step's own value: blanked, every output depends on
-    its own input alone.
+    Each layer holds its keys and values, [B, steps so far, 2 width]. `tap` is given all that a
+    layer attended, [B, T, width]: blanked, every output depends on its own input alone.
     """
 
-    def start(self, batch: int) -> tuple[Tensor, ...]:
-        return tuple(self.u.new_zeros(batch, 0, 2 * self.width) for _ in self.layers)
+    def start(self, batch: int) -> list[Tensor]:
+        return [self.u.new_zeros(batch, 0, 2 * self.width) for _ in self.layers]
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, ...] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        state = self.start(len(x)) if state is None else state
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        state, held = self.start(len(x)) if state is None else state, []
         if not x.shape[1]:
             return x, state
         positions = self.positions(x.shape[1], state[0].shape[1] + x.shape[1])
-        caches = []
-        for layer, cache in zip(self.layers, state, strict=True):
-            cache = torch.cat((cache, self.kept(layer.keys_values(x))), 1)
-            attended = layer.attend(layer.queries(x), cache, positions)
+        for layer, before in zip(self.layers, state, strict=True):
+            held.append(torch.cat((before, self.kept(layer.keys_values(x))), 1))
+            attended = layer.attend(layer.queries(x), held[-1], positions)
             x = layer.finish(x, self.read(attended))
-            caches.append(cache)
-        return self.norm(x), tuple(caches)
+        return self.norm(x), held
 
     def flops_per_step(self) -> int:
         """Return the operations of one step after 64 earlier ones."""
-        return self.flops_of_layers(EARLIER + 1, 1)
+        return self.flops_of_layers(64 + 1, 1)

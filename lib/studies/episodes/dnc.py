@@ -12,14 +12,46 @@ from torch import Tensor
 from studies.episodes.ntm import TINY, ControlledMemory, content_weights, sharpen, write
 
 
-class Store(NamedTuple):
-    """What a DNC holds.
+def used(usage: Tensor, write: Tensor, free: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Return usage [B, slots] after the last write, less what readers [B, R, slots] free [B, R].
 
-    Attributes:
-        memory: [B, slots, word]. usage: [B, slots], how far a slot is taken.
-        link: [B, slots, slots], L[i, j] how far i was written just after j.
-        precedence: [B, slots], how far a slot was the last written.
-        write: [B, slots] and read: [B, heads, slots], the weights of the last step.
+    And the retention [B, slots]. No gradient goes to the write weights, as in the authors' code.
+    """
+    # A product of slices: the gradient of prod waits for the device.
+    retention = reduce(torch.mul, (1 - free.unsqueeze(-1) * read).unbind(1))
+    return torch.addcmul(usage, write.detach(), 1 - usage) * retention, retention
+
+
+def allocation(usage: Tensor) -> Tensor:
+    """Return the weights of where there is room [B, slots], the least used slot first.
+
+    usage: [B, slots] in [0, 1]. The sum is 1 - the product of all usages.
+    """
+    used, order = (TINY + (1 - TINY) * usage).sort(stable=True, dim=-1)
+    logs = used.log()
+    room = (1 - used) * (logs.cumsum(-1) - logs).exp()
+    return torch.zeros_like(room).scatter(-1, order, room)
+
+
+def linked(link: Tensor, precedence: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
+    """Return temporal link [B, slots, slots] and precedence [B, slots] after a write [B, slots]."""
+    to, since = write.unsqueeze(-1), write.unsqueeze(-2)
+    link = torch.baddbmm(link * ((1 - to) - since), to, precedence.unsqueeze(-2))
+    precedence = (1 - write.sum(-1, keepdim=True)) * precedence + write
+    return link * _off_diagonal(link.shape[-1], link.dtype, link.device), precedence
+
+
+@lru_cache(8)
+def _off_diagonal(slots: int, kind: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the same tensor may be wanted in training
+        return 1 - torch.eye(slots, dtype=kind, device=device)
+
+
+class Store(NamedTuple):
+    """What a DNC holds: memory [B, slots, word], how far slots are taken, and in which order.
+
+    link [i, j] is how far i was written just after j, precedence how far a slot was the last; write
+    [B, slots] and read [B, heads, slots] are the weights of the last step.
     """
 
     memory: Tensor
@@ -39,16 +71,10 @@ class DNC(ControlledMemory):
     """
 
     def __init__(
-        self,
-        width: int,
-        hidden: int = 64,
-        slots: int = 32,
-        word: int = 16,
-        heads: int = 2,
+        self, width: int, hidden: int = 64, slots: int = 32, word: int = 16, heads: int = 2,
         improved: bool = False,
-    ) -> None:
-        self.improved = improved
-        keys = (heads + 1) * word
+    ) -> None:  # fmt: skip
+        self.improved, keys = improved, (heads + 1) * word
         positive = heads + 1 + (2 * heads if improved else 0)
         gates = word + heads + 2 + (keys if improved else 0)
         # keys; write vector; strengths and powers; erase vector, free, allocation and write gates
@@ -58,9 +84,9 @@ class DNC(ControlledMemory):
 
     def empty(self, batch: int) -> Store:
         zeros, slots = self.output.weight.new_zeros, self.slots
-        usage, precedence, writer = (zeros(batch, slots) for _ in range(3))
-        link, readers = zeros(batch, slots, slots), zeros(batch, self.heads, slots)
-        return Store(zeros(batch, slots, self.word), usage, link, precedence, writer, readers)
+        none, link = zeros(batch, slots), zeros(batch, slots, slots)
+        readers = zeros(batch, self.heads, slots)
+        return Store(zeros(batch, slots, self.word), none, link, none, none, readers)
 
     def step(self, interface: Tensor, held: Store) -> tuple[Store, Tensor]:
         heads, word = self.heads, self.word
@@ -70,23 +96,21 @@ class DNC(ControlledMemory):
         gates = gates.sigmoid().split((word, heads, 1, 1, self.parts[3] - word - heads - 2), 1)
         erase, free, allocate, write_gate, masks = gates
         masks = masks.unflatten(1, (heads + 1, word)) if self.improved else None
-        reading, writing = slice(heads), slice(heads, None)
 
         def by_content(memory: Tensor, some: slice) -> Tensor:
             seen = None if masks is None else masks[:, some]
             return content_weights(memory, keys[:, some], strengths[:, some], seen)
 
-        kept = retention(free, held.read)
-        usage = used(held.usage, held.write, kept)
-        content = by_content(held.memory, writing).squeeze(1)
+        usage, retention = used(held.usage, held.write, free, held.read)
+        content = by_content(held.memory, slice(heads, None)).squeeze(1)
         writer = write_gate * torch.lerp(content, allocation(usage), allocate)
-        memory = held.memory * kept.unsqueeze(-1) if self.improved else held.memory
+        memory = held.memory * retention.unsqueeze(-1) if self.improved else held.memory
         memory = write(memory, writer.unsqueeze(1), erase.unsqueeze(1), vector.unsqueeze(1))
         memory = self.kept(memory)
-        link = self.kept(linked(held.link, held.precedence, writer))
-        precedence = preceding(held.precedence, writer)
+        link, precedence = linked(held.link, held.precedence, writer)
+        link = self.kept(link)
 
-        content = by_content(memory, reading)
+        content = by_content(memory, slice(heads))
         forward, backward = torch.bmm(held.read, link.mT), torch.bmm(held.read, link)
         if self.improved:
             both = sharpen(torch.cat((forward, backward), 1), powers, TINY)
@@ -107,49 +131,3 @@ class DNC(ControlledMemory):
         links = 6 * slots**2 + 4 * slots + 4 * heads * slots**2
         reads = heads * slots * (5 + (16 if self.improved else 0)) + 2 * heads * size
         return interface + content + room + writes + links + reads
-
-
-def retention(free: Tensor, read: Tensor) -> Tensor:
-    """Return how far slots stay taken, [B, slots], after readers [B, R, slots] freed [B, R]."""
-    # A product of slices: the gradient of prod waits for the device.
-    return reduce(torch.mul, (1 - free.unsqueeze(-1) * read).unbind(1))
-
-
-def used(usage: Tensor, write: Tensor, retained: Tensor) -> Tensor:
-    """Return the usage [B, slots] after the last write, less what is freed.
-
-    No gradient goes to the write weights, as in the authors' own implementation.
-    """
-    return torch.addcmul(usage, write.detach(), 1 - usage) * retained
-
-
-def allocation(usage: Tensor) -> Tensor:
-    """Return the weights of where there is room [B, slots], the least used slot first.
-
-    usage: [B, slots] in [0, 1]. The sum is 1 - the product of all usages.
-    """
-    used, order = (TINY + (1 - TINY) * usage).sort(stable=True, dim=-1)
-    logs = used.log()
-    room = (1 - used) * (logs.cumsum(-1) - logs).exp()
-    return torch.zeros_like(room).scatter(-1, order, room)
-
-
-def linked(link: Tensor, precedence: Tensor, write: Tensor) -> Tensor:
-    """Return the temporal link [B, slots, slots] after a write [B, slots].
-
-    precedence: [B, slots], before that write.
-    """
-    to, since = write.unsqueeze(-1), write.unsqueeze(-2)
-    link = torch.baddbmm(link * ((1 - to) - since), to, precedence.unsqueeze(-2))
-    return link * _off_diagonal(link.shape[-1], link.dtype, link.device)
-
-
-@lru_cache(8)
-def _off_diagonal(slots: int, kind: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # the same tensor may be wanted in training
-        return 1 - torch.eye(slots, dtype=kind, device=device)
-
-
-def preceding(precedence: Tensor, write: Tensor) -> Tensor:
-    """Return the precedence [B, slots] after a write [B, slots]."""
-    return (1 - write.sum(-1, keepdim=True)) * precedence + write

@@ -7,17 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from studies.episodes.attention import Layer, Positions
-from studies.episodes.memory import at_least
 from studies.episodes.transformer_xl import Past, TransformerXL
-
-SHARPNESS = 10.0  # at the start: what a cosine is multiplied with before a softmax
+from studies.memory.streams import at_least
 
 
 def recall(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
-    """Return what each query recalls: a softmax over its k largest products, exactly.
+    """Return what queries [B, heads, t, d] recall: a softmax over the k largest products, exactly.
 
-    Takes queries [B, heads, t, d], keys and values [B, heads, n, d], n at least 1; returns
-    [B, heads, t, d].
+    keys, values: [B, heads, n, d], n at least 1.
     """
     scores = queries @ keys.transpose(-1, -2)
     top, rows = scores.topk(min(k, keys.shape[2]), -1, sorted=False)
@@ -29,43 +26,34 @@ def recall(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
 class RecallLayer(Layer):
     """A layer whose keys and content queries have unit length, times a learned sharpness per head.
 
-    Attributes:
-        gate: [heads], before its sigmoid: the recalled values' share. sharpness: [heads], a log.
+    `gate` [heads] is the recalled values' share before its sigmoid, `sharpness` [heads] a log.
     """
 
     def __init__(self, width: int, hidden: int, heads: int, depth: int) -> None:
         super().__init__(width, hidden, heads, depth)
         self.gate = nn.Parameter(torch.zeros(heads))
-        self.sharpness = nn.Parameter(torch.full((heads,), SHARPNESS).log())
+        self.sharpness = nn.Parameter(torch.full((heads,), 10.0).log())  # of cosines, at first
 
     def keys_values(self, x: Tensor) -> Tensor:
         keys, values = super().keys_values(x).chunk(2, -1)
         keys = F.normalize(keys.unflatten(-1, (self.heads, -1)), dim=-1)
         return torch.cat((keys.flatten(2), values), -1)
 
-    def content(self, queries: Tensor, u: Tensor | None = None) -> Tensor:
+    def content(self, queries: Tensor, u: Tensor | float = 0.0) -> Tensor:
         unit = F.normalize(queries.unflatten(-1, (self.heads, -1)), dim=-1)
-        sharp = (unit * self.sharpness.exp()[:, None]).flatten(2)
-        return sharp if u is None else sharp + u * self.scale
+        return (unit * self.sharpness.exp()[:, None]).flatten(2) + u * self.scale
 
     def by_head(self, x: Tensor) -> Tensor:
         """Return [B, n, width] as [B, heads, n, width / heads]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def mixed(self, local: Tensor, recalled: Tensor) -> Tensor:
-        """Return both [B, t, width] weighted by each head's gate."""
-        gate = self.gate.sigmoid().repeat_interleave(local.shape[-1] // self.heads)
-        return local + gate * (recalled - local)
-
 
 class Memorizing(TransformerXL):
     """Attention within segments; the last layer also recalls from old segments' keys and values.
 
-    The memory is first in, first out. It holds detached keys and values as they were computed, and
-    tells no position; a softmax over the k nearest, apart from the local one, is mixed in by a
-    gate per head. There is no other memory of old segments, and while it is empty the local
-    attention stands alone. `tap` is given what was recalled, [B, T, width]. `memory` and `k` may be
-    changed between streams.
+    They are detached, kept as they were computed, first in first out, and tell no position. A
+    softmax over the k nearest, apart from the local one, is mixed in by a gate per head; without
+    any the local attention stands alone. `tap` is given what was recalled, [B, T, width].
     """
 
     last_layer = RecallLayer
@@ -91,16 +79,15 @@ class Memorizing(TransformerXL):
         local = layer.attend(queries, layer.keys_values(context), positions)
         keys, values = map(layer.by_head, memory.filled()[0].chunk(2, -1))
         recalled = recall(layer.by_head(layer.content(queries)), keys, values, self.k)
-        return layer.finish(x, layer.mixed(local, self.read(recalled.transpose(1, 2).flatten(2))))
+        recalled = self.read(recalled.transpose(1, 2).flatten(2))
+        gate = layer.gate.sigmoid().repeat_interleave(self.width // layer.heads)
+        return layer.finish(x, local + gate * (recalled - local))
 
     @torch.no_grad()
     def completed(self, memory: Past, inputs: list[Tensor]) -> Past:
         return memory.after([self.kept(self.layers[-1].keys_values(inputs[-1]))])
 
     def flops_per_step(self) -> int:
-        """Return the operations of one step of a segment read at once, memory full.
-
-        The search for the largest products is left out: it multiplies nothing.
-        """
+        """Return the operations of a step but for the search, which multiplies nothing."""
         recalling = 4 * self.width * self.memory * (self.memory > 0)
         return self.flops_of_layers(self.segment, 1) + recalling + 4 * self.width**2

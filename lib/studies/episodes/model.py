@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from citypaths.models.base import Network, nats, register
 from citypaths.training.settings import TrainSettings
 from studies.episodes.associative import AssociativeLSTM, Plastic
-from studies.episodes.atlas import Atlas
 from studies.episodes.attention import Transformer
 from studies.episodes.dnc import DNC
+from studies.episodes.maps import Atlas
 from studies.episodes.memorizing import Memorizing
-from studies.episodes.memory import LSTM, Memory, State
 from studies.episodes.ntm import NTM
 from studies.episodes.task import KINDS, Steps, Task, draw_episodes
 from studies.episodes.transformer_xl import Compressive, TransformerXL
+from studies.memory.streams import LSTM, Memory, State
 
 MEMORIES: dict[str, type[Memory]] = {
     "lstm": LSTM,
@@ -36,11 +36,7 @@ MEMORIES: dict[str, type[Memory]] = {
 
 
 def make_memory(name: str, width: int, **settings: Any) -> Memory:
-    """Build a memory by its name.
-
-    Raises:
-        KeyError: an unknown name; the message lists the known ones.
-    """
+    """Build a memory by its name; a KeyError lists the known ones."""
     if name not in MEMORIES:
         raise KeyError(f"no memory {name!r}; there are: {', '.join(sorted(MEMORIES))}")
     return MEMORIES[name](width, **settings)
@@ -50,10 +46,8 @@ def make_memory(name: str, width: int, **settings: Any) -> Memory:
 class EpisodeModel(Network):
     """A network that reads the steps of episodes through a `Memory` and says symbols.
 
-    Args:
-        atlas: not looked at; maps are new in each episode. kind: of memory, in `MEMORIES`.
-        width: of the vectors that the memory reads and writes. symbols: names of cities.
-        more: settings of the memory.
+    The atlas is not looked at: maps are new in each episode. `kind` is in `MEMORIES`; `width` and
+    `more` are the memory's.
     """
 
     def __init__(
@@ -69,20 +63,16 @@ class EpisodeModel(Network):
         for table in (self.kinds, self.here, self.onward, self.goal):
             nn.init.normal_(table.weight, std=0.5)
 
-    def read(self, steps: Steps, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, steps: Steps, state: State | None = None) -> tuple[Tensor, State]:
         """Return logits [B, T, symbols] and the state after the steps."""
         named = self.here(steps.here) + self.onward(steps.onward) + self.goal(steps.goal)
         inputs = self.kinds(steps.kind) + named + self.km(steps.km[..., None])
         out, state = self.memory(inputs, state)
         return self.head(out), state
 
-    def forward(self, batch: Steps, loops: int | None = None) -> Tensor:
-        """Return logits [B, T, symbols]."""
-        return self.read(batch)[0]
-
     def loss(self, batch: Steps, loops: int | None = None) -> Tensor:
         """Return nats an answer, with what the memory wants to learn beside."""
-        return nats(self(batch), batch) + getattr(self.memory, "reconstruction", 0.0)
+        return nats(self(batch)[0], batch) + getattr(self.memory, "reconstruction", 0.0)
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Return the operations of one step, with a full memory."""
@@ -91,22 +81,17 @@ class EpisodeModel(Network):
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """Endless training episodes, in the place of a dataset for `citypaths.training.loop.train`.
+    """Endless training episodes on maps of an atlas, `graph`, in the place of a dataset.
 
-    Maps grow: the largest of a step rises from `least` cities to the task's over the first half of
-    the steps. Each batch of `batch` episodes draws its dials: cities up to that, edges or solved
-    paths, closures and delay up to the task's. Episodes are a function of (seed, step).
+    Maps grow from `least` cities to the task's over the first half of the steps. Each batch draws
+    its dials: cities up to that, edges or solved paths, closures and delay up to the task's.
+    Episodes are a function of (seed, step).
     """
 
     task: Task
-    atlas: Atlas
+    graph: Atlas
     batch: int = 32
     least: int = 4
-
-    @property
-    def graph(self) -> Atlas:
-        """What a model is built for."""
-        return self.atlas
 
     @property
     def recipe(self) -> Lessons:
@@ -116,7 +101,7 @@ class Lessons:
     def to_json(self) -> dict[str, Any]:
         """Return all that decides the episodes."""
         values = {"task": asdict(self.task), "batch": self.batch, "least": self.least}
-        return values | {"graph": self.atlas.fingerprint}
+        return values | {"graph": self.graph.fingerprint}
 
     def batches(self, settings: TrainSettings, device: torch.device | str) -> LessonBatches:
         """Return the batches of a training."""
@@ -153,4 +138,4 @@ class LessonBatches:
             random = np.random.default_rng([self.settings.seed, step])
             self.position = (step + 1,)
             task = lessons.drawn(min(1.0, 2 * (step + 1) / self.settings.steps), random)
-            yield draw_episodes(task, lessons.atlas, lessons.batch, random).steps.to(self.device)
+            yield draw_episodes(task, lessons.graph, lessons.batch, random).steps.to(self.device)

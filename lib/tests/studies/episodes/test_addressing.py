@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from studies.episodes.dnc import allocation, linked, preceding, retention, used
+from studies.episodes.dnc import allocation, linked, used
 from studies.episodes.ntm import content_weights, sharpen, shift, write
 
 LEFT, STAY, ON = torch.eye(3, dtype=torch.float64)
@@ -152,7 +152,7 @@ def test_links_follow_the_order_of_writing():
     link, last = torch.zeros(1, slots, slots).double(), torch.zeros(1, slots).double()
     for slot in (2, 0, 3):
         writer = one_hot(slot, slots)
-        link, last = linked(link, last, writer), preceding(last, writer)
+        link, last = linked(link, last, writer)
     expected = torch.zeros_like(link)
     expected[0, 0, 2] = expected[0, 3, 0] = 1
     assert torch.equal(link, expected)
@@ -168,7 +168,7 @@ def test_a_link_by_the_formula():
             if i != j:
                 stays = 1 - writer[:, i] - writer[:, j]
                 expected[:, i, j] = stays * link[:, i, j] + writer[:, i] * last[:, j]
-    torch.testing.assert_close(linked(link, last, writer), expected)
+    torch.testing.assert_close(linked(link, last, writer)[0], expected)
     assert torch.autograd.gradcheck(linked, tuple(t.requires_grad_() for t in (link, last, writer)))
 
 
@@ -179,10 +179,10 @@ def test_links_and_usage_stay_within_bounds(writes):
     link, last = torch.zeros(1, slots, slots).double(), torch.zeros(1, slots).double()
     usage, writer = torch.zeros(1, slots).double(), torch.zeros(1, slots).double()
     for seed, gate in writes:
-        stays = retention(numbers(1, 2, seed=seed + 1).sigmoid(), weights(1, 2, slots, seed=seed))
-        usage = used(usage, writer, stays)
+        free, read = numbers(1, 2, seed=seed + 1).sigmoid(), weights(1, 2, slots, seed=seed)
+        usage, _ = used(usage, writer, free, read)
         writer = gate * (3 * numbers(1, slots, seed=seed)).softmax(-1)
-        link, last = linked(link, last, writer), preceding(last, writer)
+        link, last = linked(link, last, writer)
         assert last.min() >= 0 and last.sum() <= 1 + 1e-9
         assert link.min() >= -1e-12
         assert link.sum(1).max() <= 1 + 1e-9 and link.sum(2).max() <= 1 + 1e-9
@@ -191,11 +191,10 @@ def test_links_and_usage_stay_within_bounds(writes):
 
 
 def test_usage_grows_by_writing_and_is_freed_by_reading():
-    half = torch.tensor([[0.5, 0.0, 1.0]])
-    none = retention(torch.zeros(1, 2), weights(1, 2, 3).float())
-    torch.testing.assert_close(none, torch.ones(1, 3))
-    found = used(half, torch.tensor([[0.5, 0.25, 0.25]]), none)
-    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25, 1.0]]))
-    read = torch.tensor([[[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]])
-    stays = retention(torch.tensor([[1.0, 0.5]]), read)
-    torch.testing.assert_close(stays, torch.tensor([[0.75, 0.75, 0.0]]))
+    half, read = torch.tensor([[0.5, 0.0, 1.0]]), torch.tensor([[[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]])
+    usage, retention = used(half, torch.tensor([[0.5, 0.25, 0.25]]), torch.zeros(1, 2), read)
+    torch.testing.assert_close(retention, torch.ones(1, 3))
+    torch.testing.assert_close(usage, torch.tensor([[0.75, 0.25, 1.0]]))
+    usage, retention = used(half, torch.zeros(1, 3), torch.tensor([[1.0, 0.5]]), read)
+    torch.testing.assert_close(retention, torch.tensor([[0.75, 0.75, 0.0]]))
+    torch.testing.assert_close(usage, half * retention)

@@ -1,4 +1,4 @@
-"""Holographic binding, the laws of its noise, and the Associative LSTM."""
+"""The Associative LSTM: its keys in many orders, its cell and the interface."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from studies.episodes.associative import (
-    AssociativeLSTM,
-    bind,
-    bounded,
-    capacity,
-    involution,
-    noise_law,
-    permuted,
-    random_keys,
-)
-from studies.episodes.memory import assert_pieces_agree, blanked, numbers_held, swapped
+from studies.episodes.associative import AssociativeLSTM, Permuted, bounded
+from studies.memory.holographic import random_keys
+from studies.memory.streams import assert_pieces_agree, numbers_held
 
-KINDS = ("gaussian", "unitary", "fhrr")
-kinds, widths, seeds = st.sampled_from(KINDS), st.integers(1, 40), st.integers(0, 2**31)
-few = settings(max_examples=60, deadline=None, derandomize=True)
+
+def swapped(reads: torch.Tensor) -> torch.Tensor:
+    """Each stream's reads from the stream before it."""
+    return reads.roll(1, 0)
 
 
 def made(copies=3, width=5, hidden=4) -> AssociativeLSTM:
@@ -35,77 +28,11 @@ def stream(batch=3, steps=12, width=5, seed=2):
     return torch.randn(batch, steps, width, dtype=torch.float64, generator=generator)
 
 
-def drawn(kind, width, seed, count=3):
-    generator = torch.Generator().manual_seed(seed)
-    return random_keys(kind, (count, width), generator, torch.float64)
-
-
-def near(a, b, tolerance=1e-12):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
-
-
-@given(widths, seeds)
-@few
-def test_binding_is_the_circulant_matrix(width, seed):
-    a, b, _ = drawn("gaussian", width, seed)
-    circulant = torch.stack([a.roll(i) for i in range(width)], 1)
-    near(bind(a, b), circulant @ b)
-    near(bind(involution(a), b), circulant.T @ b)
-
-
-@given(kinds, widths, seeds)
-@few
-def test_the_algebra_of_binding(kind, width, seed):
-    a, b, c = drawn(kind, width, seed)
-    one = torch.ones_like(a) if a.is_complex() else torch.eye(width, dtype=a.dtype)[0]
-    near(bind(a, b), bind(b, a))
-    near(bind(bind(a, b), c), bind(a, bind(b, c)))
-    near(bind(a, b + c), bind(a, b) + bind(a, c))
-    near(bind(a, one), a)
-    near(involution(involution(a)), a)
-    near(involution(bind(a, b)), bind(involution(a), involution(b)))
-
-
-@given(widths, seeds)
-@few
-def test_unitary_keys_are_inverted_exactly(width, seed):
-    for kind in ("unitary", "fhrr"):
-        key, value = drawn(kind, width, seed)[0], drawn("gaussian", width, seed + 1)[0]
-        value = value + 0j if kind == "fhrr" else value
-        near(bind(involution(key), bind(key, value)), value)
-        near(bind(key, value).norm(), value.norm())
-    near(drawn("unitary", width, seed)[0].norm(), torch.ones((), dtype=torch.float64))
-    near(drawn("fhrr", width, seed)[0].abs(), torch.ones(width, dtype=torch.float64))
-
-
-def test_the_keys_distributions():
-    for kind in ("gaussian", "unitary"):
-        keys = drawn(kind, 64, 0, 2000)
-        assert float(keys.var()) == pytest.approx(1 / 64, rel=0.02)
-    assert float(drawn("fhrr", 64, 0, 2000).mean().abs()) < 0.01
-
-
-def test_the_noise_obeys_its_laws():
-    table = capacity(pairs=(1, 8, 20), copies=(1, 4, 32), trials=60)
-    assert set(table["keys"]) == set(KINDS) and len(table) == 3 * 3 + 2
-    alone = table[table["pairs"] == 1]
-    assert alone["noise"].to_numpy() == pytest.approx(alone["law"], abs=0.15)
-    rest = table[table["pairs"] > 1]
-    assert rest["noise"].to_numpy() == pytest.approx(rest["law"], rel=0.05)
-    assert capacity((4,), (1,), 32, 2, seed=3).equals(capacity((4,), (1,), 32, 2, seed=3))
-
-
-def test_the_laws_check_values():
-    assert [noise_law(kind, 8) for kind in KINDS] == [8, 7, 7]
-    laws = [noise_law("fhrr", 20, copies, 128) for copies in (1, 4, 32)]
-    assert laws == pytest.approx([19, 4.83, 0.738], rel=0.03)
-
-
 def test_one_pair_comes_back_exactly_from_copies():
     generator = torch.Generator().manual_seed(0)
     keys, values = random_keys("fhrr", (2, 1, 16), generator)
     orders = torch.stack([torch.randperm(16, generator=generator) for _ in range(3)])
-    key = permuted(keys[0], orders)
+    key = Permuted.apply(keys[0], orders)
     torch.testing.assert_close((key.conj() * (key * values[0])).mean(-2), values[0])
 
 
@@ -131,11 +58,11 @@ def test_permutations_move_both_parts_alike():
     torch.manual_seed(0)
     orders = torch.stack([torch.randperm(9) for _ in range(4)])
     z = torch.randn(2, 9, dtype=torch.complex128, requires_grad=True)
-    moved = permuted(z, orders)
+    moved = Permuted.apply(z, orders)
     for copy, order in enumerate(orders):
         assert torch.equal(moved[:, copy].real, z.real[:, order])
         assert torch.equal(moved[:, copy].imag, z.imag[:, order])
-    assert gradcheck(lambda z: permuted(z, orders), z)
+    assert gradcheck(lambda z: Permuted.apply(z, orders), z)
     model = made(copies=5)
     assert (model.permutations.sort(-1).values == torch.arange(4)).all()
     assert "permutations" in model.state_dict()
@@ -188,7 +115,7 @@ def test_a_blanked_memory_tells_nothing():
     h, cell = model(x)[1]
     other = (h, torch.randn_like(cell))
     assert not torch.allclose(model(x, (h, cell))[0], model(x, other)[0])
-    model.tap = blanked
+    model.tap = torch.zeros_like
     torch.testing.assert_close(model(x, (h, cell))[0], model(x, other)[0], atol=1e-12, rtol=0)
     assert not torch.allclose(model(x)[0], model(-x)[0]), "the input of a step still counts"
 

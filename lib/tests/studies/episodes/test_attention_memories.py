@@ -10,10 +10,16 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from studies.episodes.attention import EARLIER, Transformer
+from studies.episodes.attention import Transformer
 from studies.episodes.memorizing import Memorizing
-from studies.episodes.memory import assert_pieces_agree, blanked, numbers_held, swapped
 from studies.episodes.transformer_xl import Compressive, TransformerXL
+from studies.memory.streams import assert_pieces_agree, numbers_held
+
+
+def swapped(reads: torch.Tensor) -> torch.Tensor:
+    """Each stream's reads from the stream before it."""
+    return reads.roll(1, 0)
+
 
 WIDTH, SEGMENT = 8, 4
 XL = partial(TransformerXL, segment=SEGMENT, memory=6)
@@ -53,7 +59,7 @@ def test_wrong_sizes_are_refused(wrong):
         XL(**{"width": 8, **wrong})
 
 
-@pytest.mark.parametrize("tap", [None, blanked, swapped])
+@pytest.mark.parametrize("tap", [None, torch.zeros_like, swapped])
 @pytest.mark.parametrize("name", MODELS)
 def test_pieces_agree(name, tap):
     model = made(name)
@@ -151,7 +157,7 @@ def test_a_blanked_memory_tells_nothing_and_a_swapped_one_tells_of_another(name)
     assert (own - other).abs().max() > 1e-3
     model.tap = swapped
     torch.testing.assert_close(model(now, state)[0], other)
-    model.tap = blanked
+    model.tap = torch.zeros_like
     assert torch.equal(model(now, state)[0], model(now, turned)[0])
 
 
@@ -183,8 +189,8 @@ def test_gradients_flow_within_a_segment_from_piece_to_piece(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_operations_are_as_counted(name):
-    model, x = made(name), stream(EARLIER, 4)
-    n, keys = (1, EARLIER + 1) if name == "transformer" else (SEGMENT, SEGMENT)
+    model, x = made(name), stream(64, 4)
+    n, keys = (1, 64 + 1) if name == "transformer" else (SEGMENT, SEGMENT)
     with torch.no_grad():
         _, state = model(x)
         if name != "transformer":
@@ -201,7 +207,7 @@ def test_operations_are_as_counted(name):
 
 def test_a_transformer_blanked_sees_each_step_alone():
     model, x = made("transformer"), stream(12)
-    model.tap = blanked
+    model.tap = torch.zeros_like
     alone = torch.cat([model(step)[0] for step in x.split(1, 1)], 1)
     torch.testing.assert_close(model(x)[0], alone)
 

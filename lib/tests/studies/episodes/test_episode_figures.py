@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from studies.episodes import figures, study
-from studies.episodes.associative import capacity
-from studies.episodes.atlas import Atlas
+from studies.episodes.maps import Atlas
 from studies.episodes.task import Task
 
 
@@ -56,23 +55,3 @@ def test_maps_are_drawn_with_their_shortest_path():
         named = [int(symbol) for symbol in title.split(" → ")]
         assert named[0] == ends[0] and named[-1] == ends[1]
         assert {text.get_text() for text in ax.texts} == set(map(str, maps.symbols[number]))
-
-
-def test_capacity_draws_dots_over_lines():
-    table = capacity(pairs=(1, 2, 4), copies=(1, 2), width=32, trials=2)
-    pairs, copies = figures.capacity(table).axes
-    assert len(pairs.lines) == 2 * 3 and len(copies.lines) == 2
-    assert pairs.lines[0].get_ydata().tolist() == [1, 2, 4]
-    assert copies.lines[1].get_xdata().tolist() == [1, 2]
-
-
-def test_copying_is_told_in_the_title():
-    curves = pd.DataFrame({"memory": ["lstm", "lstm", "ntm", "ntm"], "sequences": [16, 32] * 2})
-    curves = curves.assign(parameters=1_000, wrong_bits=[9.0, 7.0, 9.0, 0.25])
-    (ax,) = figures.copy_curves(curves).axes
-    title = ax.get_title() or ax.get_title(loc="left")
-    assert "lstm 7.0" in title and "ntm 0.2" in title
-    assert [text.get_text().strip() for text in ax.texts] == [
-        "lstm, 1,000 parameters",
-        "ntm, 1,000 parameters",
-    ]

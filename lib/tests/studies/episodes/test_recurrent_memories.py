@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from studies.episodes.associative import Plastic
-from studies.episodes.memory import LSTM, assert_pieces_agree, blanked, numbers_held, swapped
+from studies.memory.streams import LSTM, assert_pieces_agree, numbers_held
+
+
+def swapped(reads: torch.Tensor) -> torch.Tensor:
+    """Each stream's reads from the stream before it."""
+    return reads.roll(1, 0)
 
 
 def made(width=5, hidden=6) -> Plastic:
@@ -76,7 +81,7 @@ def test_taps():
     whole = model(x)[0]
     model.tap = swapped
     assert not torch.allclose(model(x)[0], whole)
-    model.tap = blanked
+    model.tap = torch.zeros_like
     assert torch.equal(model(x, plain)[0], model(x, other)[0])
 
 
@@ -146,7 +151,7 @@ def test_the_lstm_in_pieces():
 def test_a_tap_does_nothing_to_the_lstm():
     model, x = lstm(), stream()
     plain = model(x)[0]
-    model.tap = blanked
+    model.tap = torch.zeros_like
     assert torch.equal(model(x)[0], plain)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,22 @@ Tap = Callable[[Tensor], Tensor]
 
 
 class Memory(nn.Module, ABC):
-    """A sequence model that carries a memory along a stream of vectors.
+    """A sequence model that carries a memory along a stream of vectors [B, T, width].
 
-    How a stream is cut into pieces changes nothing: `assert_pieces_agree` tests it. A subclass sets
-    `width` and implements the three methods below; it passes what its memory returns through
-    `read`, and what it keeps in memory through `kept`, so that every memory can be blanked,
-    swapped or rounded alike.
+    How a stream is cut into pieces changes nothing: `assert_pieces_agree` tests it. A subclass
+    implements the three methods below; it passes what its memory returns through `read`, and what
+    it keeps through `kept`, so that every memory can be blanked, swapped or rounded alike.
 
     Attributes:
-        width: numbers in each input and each output vector.
-        tap: changes what the memory returns before it is used, batch first (None: nothing).
-        rounding: the type in which memory is kept from step to step (None: as computed).
+        tap: changes what the memory returns before it is used, batch first.
+        rounding: the type in which memory is kept from step to step.
+        sized: its attribute that is a size of memory, free to change between streams.
     """
 
     width: int
     tap: Tap | None = None
     rounding: torch.dtype | None = None
+    sized: ClassVar[str] = ""
 
     @abstractmethod
     def start(self, batch: int) -> State:
@@ -63,24 +62,10 @@ class Memory(nn.Module, ABC):
 
 
 def at_least(least: int, **sizes: int) -> None:
-    """Check that named sizes are whole and not below the least.
-
-    Raises:
-        ValueError: names the first that is not.
-    """
+    """Raise a ValueError that names the first size that is not whole or below the least."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < least:
             raise ValueError(f"{name} is a whole number of at least {least}, not {size}")
-
-
-def blanked(values: Tensor) -> Tensor:
-    """Return zeros: a tap for a memory that returns nothing."""
-    return torch.zeros_like(values)
-
-
-def swapped(values: Tensor) -> Tensor:
-    """Return each stream's reads from the stream before it: a tap for another's memory."""
-    return values.roll(1, 0)
 
 
 def numbers_held(state: State) -> int:
@@ -93,30 +78,26 @@ def assert_pieces_agree(
 ) -> None:
     """Check that a stream read whole, in pieces cut at `cuts` and step by step gives the same.
 
-    Raises:
-        AssertionError: names the first step that differs.
+    An AssertionError names the first step that differs.
     """
     whole, _ = memory(x)
-    borders = [0, *(c for c in sorted(cuts) if c < x.shape[1]), x.shape[1]]
-    pieces = [x[:, a:b] for a, b in pairwise(borders)]
-    for how, parts in {"in pieces": pieces, "step by step": list(x.split(1, 1))}.items():
+    inside = [cut for cut in cuts if cut < x.shape[1]]
+    for how, borders in {"in pieces": inside, "step by step": range(1, x.shape[1])}.items():
         state, outputs = memory.start(len(x)), []
-        for part in parts:
-            output, state = memory(part, state)
+        for piece in x.tensor_split(list(borders), 1):
+            output, state = memory(piece, state)
             outputs.append(output)
         off = (torch.cat(outputs, 1) - whole).abs().amax((0, 2))
-        wrong = (off > tolerance).nonzero()
-        if len(wrong):
-            step = int(wrong[0])
+        if (off > tolerance).any():
+            step = int((off > tolerance).nonzero()[0])
             raise AssertionError(f"read {how}, step {step} differs by {float(off[step]):.2g}")
 
 
 class LSTM(Memory):
     """The baseline: an LSTM (Hochreiter and Schmidhuber 1997) and a linear output.
 
-    It has no memory apart from its hidden state and cell, zeros [B, 1, hidden] each at first: `tap`
-    changes nothing, `rounding` applies to both. The forget gate's bias starts at 1 (Jozefowicz et
-    al. 2015).
+    Its memory is its hidden state and cell [B, 1, hidden]: `tap` changes nothing, `rounding` both.
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
     """
 
     def __init__(self, width: int, hidden: int = 64) -> None:
@@ -130,14 +111,12 @@ class LSTM(Memory):
             self.lstm.bias_hh_l0[hidden : 2 * hidden] = 0.0
 
     def start(self, batch: int) -> State:
-        zeros = self.output.weight.new_zeros(batch, 1, self.hidden)
-        return zeros, zeros.clone()
+        return (self.output.weight.new_zeros(batch, 1, self.hidden),) * 2
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        state = self.start(len(x)) if state is None else state
+        state, outputs = self.start(len(x)) if state is None else state, []
         # Rounding is from step to step, so that it does not depend on how a stream is cut.
-        pieces, outputs = [x] if self.rounding is None else x.split(1, 1), []
-        for piece in pieces:
+        for piece in [x] if self.rounding is None else x.split(1, 1):
             given = tuple(part.transpose(0, 1).contiguous() for part in state)
             hidden, state = self.lstm(piece, given)
             state = tuple(self.kept(part.transpose(0, 1)) for part in state)
@@ -145,6 +124,5 @@ class LSTM(Memory):
         return self.output(torch.cat(outputs, 1)), state
 
     def flops_per_step(self) -> int:
-        """Return the operations of the matrix products, and 12 a unit for gates and cell."""
-        gates = 2 * 4 * self.hidden * (self.width + self.hidden)
-        return gates + 12 * self.hidden + 2 * self.hidden * self.width
+        gates = 2 * 4 * self.hidden * (self.width + self.hidden) + 12 * self.hidden
+        return gates + 2 * self.hidden * self.width
