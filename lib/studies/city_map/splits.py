@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from citypaths.data.dataset import make_dataset, recipe_digest
+from citypaths.data.dataset import make_dataset
 from citypaths.data.splits import SPLITS, recipe_for
+from citypaths.files import digest
 from citypaths.lab import size_dataset
 from citypaths.map.graph import CityGraph
 from citypaths.sizes import Size
@@ -20,7 +21,7 @@ def leak_by_training_size(size: Size, graph: CityGraph, steps: int = 5) -> pd.Da
     rows = []
     for goal in np.geomspace(size.train / 16, size.train, steps).round().astype(int):
         recipe = recipe_for(graph, train=int(goal), valid=0, test=size.test, seed=1)
-        folder = size.folder / "leak" / recipe_digest(recipe)
+        folder = size.folder / "leak" / digest(recipe.to_json(), 12)
         smaller = make_dataset(graph, recipe, folder)
         held, inside = smaller.queries("test")
         row = {"training paths": smaller.counts["train"], "queries": len(held)}
