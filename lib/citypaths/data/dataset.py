@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import config, njit
 from tqdm import tqdm
 
 from citypaths.data.shards import MAKER, Rows, count_rows, make_shard, read_shard, sample_rows
@@ -96,7 +96,7 @@ class Dataset:
         """
         n = len(self.graph)
         size = (n * n + 7) // 8
-        threads = min(get_num_threads(), len(self.shards)) if size <= 2**30 else 1
+        threads = min(config.NUMBA_NUM_THREADS, len(self.shards)) if size <= 2**30 else 1
         require_memory(threads * size, f"a bit for each pair of {n:,} cities", "take fewer cities")
 
         def cover(first: int) -> np.ndarray:
@@ -165,7 +165,7 @@ def live_dataset(graph: CityGraph, recipe: Recipe, targets_per_shard: int = 256)
         return count_rows(sample_rows(graph, recipe, mine, threads=1)) | {"targets": mine}
 
     spans = _spans(graph, recipe, targets_per_shard)
-    return Dataset(None, graph, recipe, list(in_order(count, spans, get_num_threads())))
+    return Dataset(None, graph, recipe, list(in_order(count, spans)))
 
 
 def _spans(graph: CityGraph, recipe: Recipe, targets: int) -> list[tuple[str, int, int]]:
@@ -210,7 +210,7 @@ def make_dataset(
             if cluster:
                 finished = spread(cluster, make_shard, jobs, graph)
             else:
-                finished = in_order(partial(make_shard, graph), jobs, get_num_threads())
+                finished = in_order(partial(make_shard, graph), jobs)
             for name, content, entry in finished:
                 write_bytes(folder / name, content)
                 manifest["shards"][name] = entry
