@@ -1,19 +1,74 @@
-"""Energies of whole paths from learned networks on pairs: no hop is looked up."""
+"""Energies of whole paths from learned networks: no hop is looked up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from citypaths.data.batches import Batch
+from citypaths.decoding.likelihood import Likelihood
 from citypaths.decoding.scorers import LOST, Value
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
-from studies.search.pairs import AT_ONCE
-from studies.search.reach import HopsToGo
+from citypaths.models.base import Network, build, register
+from studies.search.pairs import AT_ONCE, HopsToGo
+
+
+@register("reverse", writes=False)
+class Reverse(Network):
+    """A model of paths that walks from the target back to the source: backward consistency.
+
+    Its energy of a path is minus the log-probability of the reversed path; added to a generator's
+    own it asks that both directions agree.
+
+    Args:
+        graph: decides the cities. settings: of the recurrent model within.
+    """
+
+    def __init__(self, graph: CityGraph, **settings: Any) -> None:
+        super().__init__()
+        self.cities = len(graph)
+        self.model = build("rnn", graph, **settings)
+
+    def flops_per_step(self, loops: int | None = None) -> int:
+        """Return the operations of the model within."""
+        return self.model.flops_per_step(loops)
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats per hop, backwards."""
+        return self.model.loss(reversed_batch(batch), loops)
+
+    def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
+        """Return nats of each reversed path, float64 [N]."""
+        lengths = np.repeat(paths.lengths, paths.lengths)
+        at = np.arange(len(paths.tokens)) - np.repeat(paths.offsets[:-1], paths.lengths)
+        first = np.repeat(paths.offsets[:-1], paths.lengths)
+        turned = Paths(paths.tokens[first + lengths - 1 - at], paths.offsets)
+        return Likelihood(self.model).score(target, source, turned)
+
+    def flops(self, paths: Paths) -> np.ndarray:
+        """Return a step of the model a hop, and its start."""
+        return Likelihood(self.model).flops(paths)
+
+    def lookups(self, paths: Paths) -> np.ndarray:
+        """Return zeros: nothing is looked up."""
+        return np.zeros(len(paths))
+
+
+def reversed_batch(batch: Batch) -> Batch:
+    """Return the batch of the paths from target to source."""
+    real = batch.labels >= 0
+    hops, steps = real.sum(1, keepdim=True), torch.arange(real.shape[1], device=real.device)
+    whole = torch.cat([batch.source[:, None], batch.labels.clamp_min(0)], 1)
+    turned = whole.gather(1, (hops - torch.arange(whole.shape[1], device=real.device)).clamp_min(0))
+    cities = torch.where(steps < hops, turned[:, :-1], 0)
+    labels = torch.where(steps < hops, turned[:, 1:], batch.labels)
+    return Batch(batch.target, batch.source, cities, labels)
 
 
 @dataclass(frozen=True)
@@ -62,26 +117,20 @@ class Inconsistency:
 
     Each hop a -> b differs by km(a, b) + togo(b) - togo(a), 0 on an optimal path. What is above 0
     is a detour. What is below 0 is a shortcut that no path should have, such as a hop that is no
-    edge; `shortcuts` weighs it. A path that does not lead from its source to its target has `LOST`.
-
-    Raises:
-        ValueError: `shortcuts` below 0.
+    edge; both count alike. A path that does not lead from its source to its target has `LOST`.
     """
 
-    def __init__(self, value: Value, graph: CityGraph, shortcuts: float = 1.0) -> None:
-        if not shortcuts >= 0:
-            raise ValueError(f"shortcuts weigh 0 or more, not {shortcuts}")
-        self.value, self.graph, self.shortcuts = value, graph, shortcuts
+    def __init__(self, value: Value, graph: CityGraph) -> None:
+        self.value, self.graph = value, graph
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
-        """See `Scorer.score`: kilometres, float64 [N]."""
+        """Return kilometres, float64 [N]."""
         hops = _Hops.of(len(self.graph), source, target, paths)
         device = getattr(self.value, "device", torch.device("cpu"))
         togo = _ask(self.value.togo, device, hops.city, hops.target)
         after = np.where(hops.left > 1, np.append(togo[1:], 0.0)[: len(togo)], 0.0)
         with np.errstate(invalid="ignore"):  # infinity minus infinity, where there is no path
-            change = self.graph.distance_km(hops.city, hops.follows) + after - togo
-        change = np.where(change >= 0, change, -self.shortcuts * change)
+            change = np.abs(self.graph.distance_km(hops.city, hops.follows) + after - togo)
         return hops.energies(np.where(np.isfinite(change), change, LOST))
 
     def flops(self, paths: Paths) -> np.ndarray:
@@ -105,7 +154,7 @@ class Doubt:
         self.reach = reach
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
-        """See `Scorer.score`: nats, float64 [N]."""
+        """Return nats, float64 [N]."""
         hops = _Hops.of(self.reach.cities, source, target, paths)
         cities, ends = np.tile(hops.city, 2), np.append(hops.follows, hops.target)
         within = np.append(np.ones_like(hops.left), hops.left)

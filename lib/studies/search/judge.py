@@ -16,7 +16,7 @@ from citypaths.decoding.scorers import LOST
 from citypaths.files import data_dir
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
-from citypaths.models.base import CityInput, Coordinates, Network, PathModel, register
+from citypaths.models.base import CityInput, Network, PathModel, register
 from citypaths.training.checkpoints import load_trained
 
 AT_ONCE = 2**16  # cities judged together
@@ -29,7 +29,7 @@ class Judge(Network):
     Trained on a shortest path and `attempts` that a generator draws for the same query, anew at
     every step. kind="cities" tells city by city whether the hop into it is one of the shortest
     path's (replaced-token detection, Clark et al. 2020): an energy is then -log P(real). Of the
-    wrong attempts only the one that the judge itself likes best is learned from, where `filtered`.
+    wrong attempts only the one that the judge itself likes best is learned from.
     kind="whole" contrasts the energies of paths (InfoNCE, van den Oord et al. 2018).
 
     Args:
@@ -37,7 +37,6 @@ class Judge(Network):
             apart, from the data folder; it is read when training begins.
         blind: hide the query: no target, and the path's first and last city are masked.
         shuffled: read the inner cities in an order of their own, alike for every path.
-        coordinates: see `CityInput`.
 
     Raises:
         ValueError: an unknown kind, or fewer than one attempt.
@@ -50,19 +49,16 @@ class Judge(Network):
         generator: str = "",
         kind: Literal["cities", "whole"] = "cities",
         width: int = 64,
-        attempts: int = 4,
-        filtered: bool = True,
+        attempts: int = 2,
         blind: bool = False,
         shuffled: bool = False,
-        coordinates: Coordinates = "none",
     ) -> None:
         super().__init__()
         if kind not in ("cities", "whole") or attempts < 1:
             raise ValueError(f"a judge of cities or whole, not {kind!r}, of {attempts} attempts")
         self.graph, self.folder, self.kind, self.attempts = graph, generator, kind, attempts
-        self.cities, self.filtered = len(graph), filtered and kind == "cities"
-        self.blind, self.shuffled, self.width = blind, shuffled, width
-        self.inputs = CityInput(graph, width, coordinates=coordinates)
+        self.cities, self.blind, self.shuffled, self.width = len(graph), blind, shuffled, width
+        self.inputs = CityInput(graph, width)
         self.masked = nn.Parameter(torch.zeros(width))
         self.onward, self.back = (nn.GRU(width, width, batch_first=True) for _ in range(2))
         self.hidden, self.head = nn.Linear(2 * width, width), nn.Linear(width, 1)
@@ -86,7 +82,7 @@ class Judge(Network):
 
         All are judged, and those that are learned from once more, backward at twice the price.
         """
-        learned = 2 if self.filtered else 1 + self.attempts
+        learned = 2 if self.kind == "cities" else 1 + self.attempts
         drawn = self.attempts * self.generator[0].flops_per_step()
         return drawn + self.flops_per_step() * (1 + self.attempts + 2 * learned)
 
@@ -149,8 +145,7 @@ class Judge(Network):
             return F.cross_entropy(
                 torch.cat([-good[:, None], against], 1), torch.zeros_like(lengths)
             )
-        if self.filtered:
-            ids, sizes, usable = self._hardest(ids, sizes, usable)
+        ids, sizes, usable = self._hardest(ids, sizes, usable)
         real = _shared_hops(ids, truth)
         good, bad = self(wide, lengths), self(ids.flatten(0, 1), sizes.flatten())
         told = self._scored(bad, sizes.flatten()) & usable.flatten()[:, None]
@@ -177,7 +172,7 @@ class Judge(Network):
         return kept, sizes.gather(1, pick), usable.gather(1, pick)
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
-        """See `Scorer.score`: LOST where a path does not lead from its source to its target."""
+        """Return energies, float64 [N]: LOST where a path leads not from its source to its target."""
         ids, lengths = paths.padded(), paths.lengths
         ends = ids[np.arange(len(ids)), np.maximum(lengths - 1, 0)] if len(ids) else ids[:, :0]
         good = np.flatnonzero((lengths > 0) & (ids[:, 0] == source) & (ends == target))

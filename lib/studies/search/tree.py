@@ -1,29 +1,23 @@
-"""Monte-Carlo tree search with a policy and a value, for many queries at once, in arrays."""
+"""Tree searches for many queries at once, in arrays: Monte-Carlo tree search, and beams by value."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 from torch import Tensor
 
-from citypaths.decoding.budget import Budget
 from citypaths.decoding.decode import SYNC_EVERY
 from citypaths.map.paths import Found
-from studies.search.worlds import FAR, Children, Purse, World, enter, in_batches
+from studies.search.worlds import FAR, Children, World, enter, found_of, queries_of
 
 ROOM = 64  # nodes a tree has room for at first; doubled when full
 ROUNDING = 1e-5  # km by which hops rounded to millimetres may undercut great circles
 
 
+@torch.inference_mode()
 def mcts(
-    world: World,
-    source,
-    target,
-    max_hops: int,
-    *,
-    simulations: int = 64,
-    c_puct: float = 0.03,
-    budget: Budget = Budget(),  # noqa: B008
-    batch: int = 256,
+    world: World, source, target, max_hops: int, *, simulations: int = 64, c_puct: float = 0.03
 ) -> Found:
     """Search a tree from the source by PUCT; return the shortest complete path that it saw.
 
@@ -39,14 +33,37 @@ def mcts(
         c_puct: weight of the prior's bonus, in great circles from source to target.
 
     Raises:
-        ValueError: no simulations, a negative weight, or see `in_batches`.
+        ValueError: no simulations, or queries that are not pairs of cities.
     """
-    if simulations < 1 or c_puct < 0:
-        given = f"{simulations} and {c_puct}"
-        raise ValueError(f"simulations are 1 or more and c_puct is 0 or more, not {given}")
-    options = {"budget": budget, "batch": batch}
-    options |= {"simulations": simulations, "c_puct": c_puct}
-    return in_batches(_mcts, world, source, target, max_hops, **options)
+    if simulations < 1:
+        raise ValueError(f"simulations are 1 or more, not {simulations}")
+    began, (source, target) = time.perf_counter(), queries_of(world, source, target)
+    trees, spent = grown(world, source, target, max_hops, simulations, c_puct)
+    return found_of(trees.paths(), spent, began)
+
+
+def grown(
+    world: World, source: Tensor, target: Tensor, max_hops: int, simulations: int, c_puct: float
+) -> tuple[Trees, Tensor]:
+    """Return the trees [Q] after so many simulations each, or fewer, and what they spent [Q, 3]."""
+    latent, live, spent = enter(world, source, target)
+    trees = Trees(world, source, target, latent, max_hops)
+    children = world.expand(source, target, latent)
+    spent += children.spent * live[:, None]
+    trees.begin(source, children, live)
+    first = at = done = torch.zeros_like(source)
+    while trees.count % SYNC_EVERY != 1 or bool(live.any()):
+        live = live & (done < simulations) & trees.alive(first).any(1)
+        node, slot = trees.select(at, c_puct)
+        fresh = live & trees.alive(node)[trees.rows, slot]
+        latent = trees.of("latent", node, slot)
+        children = world.expand(trees.of("city", node, slot), target, latent)
+        spent += children.spent * fresh[:, None]
+        trees.grow(node, slot, children, fresh)
+        onward = trees.go_on(fresh)
+        trees.back_up(torch.where(fresh, trees.count - 1, node), fresh & ~onward)
+        at, done = torch.where(onward, trees.count - 1, first), done + (fresh & ~onward)
+    return trees, spent
 
 
 class Trees:
@@ -194,30 +211,108 @@ class Trees:
         return out
 
 
-def _mcts(world: World, source, target, max_hops: int, purse: Purse, **options) -> Tensor:
-    return grown(world, source, target, max_hops, purse, **options).paths()
+@torch.inference_mode()
+def beam_with_value(world: World, source, target, max_hops: int, *, width: int = 8) -> Found:
+    """Keep the `width` best partial paths by km so far + km to go; return the best that arrives.
+
+    A search ends when no partial path in progress is ranked before one that arrived. Where none
+    arrives, the best partial path is returned.
+    """
+    if width < 1:
+        raise ValueError(f"width is at least 1, not {width}")
+    began, (source, target) = time.perf_counter(), queries_of(world, source, target)
+    latent, alive, spent = enter(world, source, target)
+    beams = _Beams(world, source, target, latent, max_hops)
+    for hop in range(1, max_hops + 1):
+        going = beams.going & alive[:, None]
+        if (hop - 1) % SYNC_EVERY == 0 and not bool(going.any()):
+            break
+        alive, cost = beams.advance(going, width, hop)
+        spent += cost
+    return found_of(beams.best(), spent, began)
 
 
-def grown(
-    world: World, source: Tensor, target: Tensor, max_hops: int, purse: Purse, *,
-    simulations: int, c_puct: float,
-) -> Trees:  # fmt: skip
-    """Return the trees [Q] after so many simulations each, or fewer: see `mcts`."""
-    latent, live = enter(world, source, target, purse)
-    live = live & purse.pay(world.price(source, True) * live[:, None])
-    trees = Trees(world, source, target, latent, max_hops)
-    trees.begin(source, world.expand(source, target, latent, True), live)
-    first = at = done = torch.zeros_like(source)
-    while trees.count % SYNC_EVERY != 1 or bool(live.any()):
-        live = live & (done < simulations) & trees.alive(first).any(1)
-        node, slot = trees.select(at, c_puct)
-        city = trees.of("city", node, slot)
-        fresh = live & trees.alive(node)[trees.rows, slot]
-        fresh &= purse.pay(world.price(city, True) * fresh[:, None])
-        live &= purse.open
-        children = world.expand(city, target, trees.of("latent", node, slot), True)
-        trees.grow(node, slot, children, fresh)
-        onward = trees.go_on(fresh)
-        trees.back_up(torch.where(fresh, trees.count - 1, node), fresh & ~onward)
-        at, done = torch.where(onward, trees.count - 1, first), done + (fresh & ~onward)
-    return trees
+class _Beams:
+    """The partial paths of Q queries, best first: ids, km, to go [Q, B]; `way` [Q, B, hops + 1].
+
+    `entered` [Q, V] is the least km at which a city was entered: a partial path that comes to it
+    with no less is dropped.
+    """
+
+    def __init__(
+        self, world: World, source: Tensor, goal: Tensor, latent: Tensor, max_hops: int
+    ) -> None:
+        self.world, self.goal, self.city, self.latent = world, goal, source[:, None], latent[:, None]
+        self.way = source.new_full((len(source), 1, max_hops + 1), -1)
+        self.way[:, 0, 0] = source
+        self.togo = world.straight(source, goal)[:, None]
+        self.km = torch.zeros_like(self.togo)
+        self.entered = self.km.new_full((len(source), world.cities), FAR)
+        self.entered.scatter_(1, source[:, None], 0.0)
+
+    @property
+    def rank(self) -> Tensor:
+        """Km so far + to go, [Q, B]."""
+        return self.km + self.togo
+
+    @property
+    def arrived(self) -> Tensor:
+        """Whether partial paths are complete, [Q, B]."""
+        return self.city == self.goal[:, None]
+
+    @property
+    def going(self) -> Tensor:
+        """Whether partial paths [Q, B] exist, have not arrived and come before all that have."""
+        least = self.rank.masked_fill(~self.arrived, FAR).amin(1, keepdim=True)
+        return ~self.arrived & (self.rank < least)
+
+    def advance(self, going: Tensor, width: int, hop: int) -> tuple[Tensor, Tensor]:
+        """Take hop number `hop` on the partial paths `going` [Q, B]; keep the `width` best.
+
+        A query whose hop leads nowhere new stays as it is, and would stay so. Returns which ones
+        [Q] did go on, and what each spent [Q, 3].
+        """
+        queries, before = self.city.shape
+        goal = self.goal.repeat_interleave(before)
+        children = self.world.expand(self.city.flatten(), goal, self.latent.flatten(0, 1))
+        city, togo = (x.view(queries, -1) for x in (children.city, children.togo))
+        km = (self.km.flatten()[:, None] + children.km).view(queries, -1)
+        km = km.masked_fill((city < 0) | ~going.repeat_interleave(self.world.width, 1), FAR)
+        km = self._enter(city.clamp_min(0), km)
+        moved = (km + togo).isfinite().any(1)
+        stays = self.rank.masked_fill(going & moved[:, None], FAR)
+        rank, pick = torch.cat([km + togo, stays], 1).topk(
+            min(width, km.shape[1] + before), largest=False
+        )
+        self._follow(pick, children.latent.view(queries, city.shape[1], -1), city, km, togo, hop)
+        self.togo = self.togo.masked_fill(rank.isinf(), FAR)
+        return moved, (children.spent.view(queries, before, 3) * going[..., None]).sum(1)
+
+    def _enter(self, city: Tensor, km: Tensor) -> Tensor:
+        """Return km with infinity where the city was entered at no more before, or is now."""
+        km = km.masked_fill(km >= self.entered.gather(1, city), FAR)
+        self.entered = self.entered.scatter_reduce(1, city, km, "amin")
+        return km.masked_fill(km > self.entered.gather(1, city), FAR)
+
+    def _follow(self, pick, latent, city, km, togo, hop: int) -> None:
+        """Keep what is picked [Q, kept] among children and then the old partial paths."""
+        queries, before = self.city.shape
+        count, rows = city.shape[1], torch.arange(queries, device=pick.device)[:, None]
+        moves = pick < count
+        parent = torch.where(moves, pick // (count // before), pick - count)
+        child = pick.clamp(max=count - 1)
+        old = (self.city, self.km, self.togo)
+        self.city, self.km, self.togo = (
+            torch.where(moves, new.gather(1, child), was[rows, parent])
+            for new, was in zip((city, km, togo), old, strict=True)
+        )
+        kept = self.latent[rows, parent]
+        self.latent = torch.where(moves[..., None], latent[rows, child], kept)
+        self.way = self.way[rows, parent]
+        self.way[:, :, hop] = torch.where(moves, self.city, self.way[:, :, hop])
+
+    def best(self) -> Tensor:
+        """Return the ids [Q, hops + 1] of the best path that arrived, or of the best so far."""
+        rank = torch.where(self.arrived, self.rank, self.rank + 1e9)
+        best = rank.argmin(1)
+        return self.way[torch.arange(len(best), device=best.device), best]
