@@ -34,8 +34,8 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@OMP_NUM_THREADS=1 $(PY) -m pytest lib/tests -n auto --dist loadfile
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
-	@$(PY) -m citypaths.notebooks prepare -p size tiny $(NOTEBOOKS) $(TINY)
-	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
+	@$(PY) -m citypaths.notebooks prepare -p size tiny --references lib/tests/references $(NOTEBOOKS) $(TINY)
+	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-sanitize-with lib/tests/nbval.cfg --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
 
 soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
 	@rm -f data/soak.log

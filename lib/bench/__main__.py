@@ -27,7 +27,6 @@ import torch
 from scipy.sparse.csgraph import dijkstra
 
 from bench.decoding import bench_decoding
-from bench.device_trees import DeviceTrees
 from bench.memories import bench_memories
 from bench.models import Line, bench_models
 from citypaths.data.batches import Batches
@@ -66,7 +65,7 @@ def national(orientation: Orientation = "eastward") -> CityGraph:
 
 
 def bench_trees() -> list[Line]:
-    """Time a tree with next cities for random targets: ours, scipy, networkx, and the GPU."""
+    """Time a tree with next cities for random targets: ours, scipy and networkx."""
     return _tree_lines("eastward") + _tree_lines("two_way")
 
 
@@ -82,14 +81,7 @@ def _tree_lines(orientation: Orientation, trees: int = 512) -> list[Line]:
     lines = [(f"{name}, ours", f"{1000 * ours:.3f} ms", "1")]
     lines += [(f"{name}, scipy", f"{1000 * scipy:.2f} ms", f"{scipy / ours:.1f}")]
     lines += [(f"{name}, networkx", f"{1000 * slow:,.0f} ms", f"{slow / ours:,.0f}")]
-    return lines + ([_on_gpu(graph, ours, name)] if torch.cuda.is_available() else [])
-
-
-def _on_gpu(graph: CityGraph, ours: float, name: str, trees: int = 2048) -> Line:
-    laid = DeviceTrees(graph, "cuda")
-    targets = torch.randperm(len(graph))[:trees].sort().values.cuda()
-    gpu = seconds(lambda: (laid.sweep(targets), torch.cuda.synchronize())) / trees
-    return f"{name}, ours on the GPU", f"{1000 * gpu:.3f} ms", f"{gpu / ours:.2f}"
+    return lines
 
 
 def bench_paths() -> list[Line]:

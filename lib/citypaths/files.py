@@ -1,4 +1,4 @@
-"""Where things live, and how files are written: whole or not at all."""
+"""Where things live, how files are written (whole or not at all), and whether memory suffices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class DataFileError(ValueError):
@@ -97,10 +99,17 @@ def lock(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*parts: bytes | Path) -> str:
+    """Return the SHA-256 of bytes and of the contents of files, end to end, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else part)
+    return digest.hexdigest()
+
+
+def digest(value: Any, digits: int = 8) -> str:
+    """Return so many hexadecimal digits that name a JSON-able value."""
+    return sha256(json.dumps(value, sort_keys=True).encode())[:digits]
 
 
 def npz_fault(error: Exception) -> str:
@@ -136,8 +145,7 @@ def read_json(path: Path, made_by: str) -> Any:
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
     """Return `value` with a SHA-256 of the rest of it under "sha256"."""
     content = {key: item for key, item in value.items() if key != "sha256"}
-    text = json.dumps(content, sort_keys=True)
-    return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return content | {"sha256": digest(content, 64)}
 
 
 def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
@@ -151,3 +159,20 @@ def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
         message = f"{path} fails its checksum (altered, or of an older version): delete it; "
         raise DataFileError(f"{message}{made_by} makes it")
     return value
+
+
+def free_memory() -> float:
+    """Return the bytes that may be asked for: nine tenths of what is free."""
+    return 0.9 * psutil.virtual_memory().available
+
+
+def require_memory(needed: float, what: str, remedy: str) -> None:
+    """Check that so many bytes are free on this machine.
+
+    Raises:
+        MemoryError: names what was asked, how much it needs, how much there is, and the remedy.
+    """
+    free = free_memory()
+    if needed > free:
+        sizes = f"needs about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB may be used"
+        raise MemoryError(f"{what} {sizes}: {remedy}")

@@ -16,7 +16,7 @@ from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset, make_dataset, open_dataset
 from citypaths.data.splits import Split, recipe_for
 from citypaths.data.workers import Where
-from citypaths.files import DataFileError, atomic_write, reports_dir
+from citypaths.files import DataFileError, atomic_write, project_root, reports_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.models import PathModel
@@ -29,16 +29,22 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_graph(size: Size) -> CityGraph:
-    """Build a size's graph from the embedded City Dataset."""
+def size_cities(size: Size) -> pd.DataFrame:
+    """Load the City Dataset of a size, as `load_cities` returns it."""
     from citypaths.map.cities import load_cities  # geopandas is not needed on a training machine
 
     states = list(size.states) if size.states else None
-    cities = load_cities(states=states)
+    path = project_root() / size.path if size.path else None
+    cities = load_cities(size.source, size.country, states, path=path)
     if size.most_populous:
         kept = cities.nlargest(size.most_populous, "population").sort_index()
         cities = kept.reset_index(drop=True).assign(id=np.arange(len(kept)))
-    graph = build_graph(cities, size.connected_km, size.orientation)
+    return cities
+
+
+def make_graph(size: Size) -> CityGraph:
+    """Build the graph of a size from its City Dataset."""
+    graph = build_graph(size_cities(size), size.connected_km, size.orientation)
     return jittered(graph, spread=size.jitter) if size.jitter else graph
 
 

@@ -3,6 +3,7 @@
     python -m citypaths.notebooks run notebooks/01-city-dag.ipynb out/01-city-dag.ipynb -p seed 1
     python -m citypaths.notebooks prepare -p size tiny notebooks/*.ipynb out/
     python -m citypaths.notebooks report data/executed/medium-seed0 reports/medium
+    python -m citypaths.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
     python -m citypaths.notebooks strip notebooks/*.ipynb
 
 Papermill does the work. What is added: an output file is whole or absent, unknown parameters are
@@ -15,6 +16,7 @@ import argparse
 import ast
 import difflib
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -36,11 +38,12 @@ from nbformat import NotebookNode
 from papermill.cli import _resolve_type as parse_value
 from papermill.exceptions import PapermillExecutionError
 
-from citypaths.files import DataFileError, atomic_write, project_root, write_bytes
+from citypaths.files import DataFileError, atomic_write, project_root, write_bytes, write_json
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"(File |Cell In|-+> ?\d+)")
 NOTEBOOK = "[0-9][0-9]-*.ipynb"
+COMPARED = "nbval-check-output"  # the tag of cells whose outputs nbval compares
 
 
 class RunnerError(RuntimeError):
@@ -225,12 +228,66 @@ def coalesce(nb: NotebookNode) -> NotebookNode:
     return nb
 
 
-def prepare(notebook: Path, out: Path, parameters: dict[str, Any] | None = None) -> Path:
-    """Write a copy of the notebook with other parameters, not executed, and return its path."""
+def prepare(
+    notebook: Path,
+    out: Path,
+    parameters: dict[str, Any] | None = None,
+    references: Path | None = None,
+) -> Path:
+    """Write a copy of the notebook with other parameters, not executed, and return its path.
+
+    Args:
+        references: folder of recorded outputs (see `reference`), which the copy's cells bear for
+            nbval to compare with what they print when they run.
+
+    Raises:
+        RunnerError: an unknown parameter, or a cell to compare without a recorded output.
+    """
     check_parameters(notebook, parameters or {})
     out.parent.mkdir(parents=True, exist_ok=True)
     _papermill(notebook, out, parameters, notebook.parent, prepare_only=True)
+    if references is not None:
+        nb, known = read_notebook(out), _recorded(references / f"{notebook.stem}.json")
+        for cell in (cell for cell in nb.cells if COMPARED in tags(cell)):
+            if cell.id not in known:
+                raise RunnerError(f"{notebook}: cell {cell.id} has no reference: make references")
+            cell.outputs = [nbformat.from_dict(output) for output in known[cell.id]]
+            cell.execution_count = 1  # nbval takes no outputs of a cell that never ran
+        nbformat.write(nb, out)
     return out
+
+
+def _recorded(path: Path) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def reference(executed: Path, notebook: Path, folder: Path) -> Path:
+    """Record what the cells tagged `nbval-check-output` printed, and return the file.
+
+    Args:
+        executed: the executed copy. notebook: its source, which has the tags.
+        folder: of the records, one JSON a notebook: outputs by cell id.
+
+    Raises:
+        RunnerError: a tagged cell was not executed, or it drew a figure or wrote to stderr, which
+            differ from machine to machine.
+    """
+    ran = {cell.id: cell for cell in read_notebook(executed).cells}
+    kept: dict[str, list[NotebookNode]] = {}
+    for cell in (cell for cell in read_notebook(notebook).cells if COMPARED in tags(cell)):
+        outputs = ran[cell.id].outputs if cell.id in ran else []
+        plain = all("image/png" not in o.get("data", {}) for o in outputs)
+        if not outputs or not plain or any(o.get("name") == "stderr" for o in outputs):
+            raise RunnerError(f"{notebook}: cell {cell.id} has no text to compare")
+        kept[cell.id] = [
+            output | {"metadata": {}} if "metadata" in output else output for output in outputs
+        ]
+        for output in kept[cell.id]:
+            if "execution_count" in output:
+                output["execution_count"] = None
+    path = folder / f"{notebook.stem}.json"
+    write_json(path, kept)
+    return path
 
 
 def to_markdown(notebook: Path) -> tuple[str, dict[str, bytes]]:
@@ -331,6 +388,11 @@ def parser() -> argparse.ArgumentParser:
     copy = commands.add_parser("prepare", parents=[settings], help="copies with other parameters")
     copy.add_argument("notebooks", type=Path, nargs="+")
     copy.add_argument("out", type=Path, help="folder of the copies")
+    copy.add_argument("--references", type=Path, help="outputs to compare: of `reference`")
+    kept = commands.add_parser("reference", help="record what compared cells print")
+    kept.add_argument("executed", type=Path, help="folder of executed notebooks")
+    kept.add_argument("notebooks", type=Path, help="folder of their sources")
+    kept.add_argument("out", type=Path, help="folder of the records")
     convert = commands.add_parser("report", help="executed notebooks to Markdown")
     convert.add_argument("executed", type=Path, help="folder of executed notebooks")
     convert.add_argument("out", type=Path, help="folder of the report")
@@ -351,7 +413,11 @@ def command_line(options: argparse.Namespace) -> None:
     elif options.command == "prepare":
         parameters = read_parameters(options.p, options.y)
         for notebook in options.notebooks:
-            print(prepare(notebook, options.out / notebook.name, parameters))
+            out = options.out / notebook.name
+            print(prepare(notebook, out, parameters, options.references))
+    elif options.command == "reference":
+        for notebook in sorted(options.notebooks.glob(NOTEBOOK)):
+            print(reference(options.executed / notebook.name, notebook, options.out))
     elif options.command == "report":
         print(*report(options.executed, options.out), sep="\n")
     else:

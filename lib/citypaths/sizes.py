@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from citypaths.files import data_dir
+from citypaths.files import data_dir, digest
 
 SIX_STATES = ("NY", "NJ", "CT", "MA", "PA", "RI")
 
@@ -19,6 +18,8 @@ class Size:
     """Everything a size decides.
 
     Attributes:
+        source, country, path: the City Dataset, as `map.cities.load_cities` takes them; a relative
+            `path` starts at the repository, "" is the source's own place (data/raw).
         states, most_populous: which contiguous places; `most_populous` keeps that many (0: all).
         connected_km, orientation: the City DAG.
         train, valid, test: goals for the number of paths in each part.
@@ -71,18 +72,17 @@ class Size:
     map_cities: int = 12
     shares: tuple[int, ...] = (0, 10, 50)
     jitter: float = 0.0
+    source: str = "geonames"
+    country: str = "US"
+    path: str = ""
 
     @property
     def folder(self) -> Path:
         """Where this size's data lives; other cities or counts live elsewhere."""
-        names = ("states", "most_populous", "connected_km", "orientation", "train", "valid", "test")
-        names += ("jitter",) if self.jitter else ()
+        names = ["states", "most_populous", "connected_km", "orientation", "train", "valid", "test"]
+        special = ("jitter", "source", "country", "path")
+        names += [name for name in special if getattr(self, name) != getattr(Size, name)]
         return data_dir() / f"{self.name}-{digest({n: getattr(self, n) for n in names})}"
-
-
-def digest(value: Any) -> str:
-    """Return 8 hexadecimal digits that name a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 SIZES = {

@@ -16,6 +16,7 @@ from citypaths.judging.floors import walk
 from citypaths.judging.ledger import COLUMNS, load_results, record
 from citypaths.judging.metrics import judge, wilson
 from citypaths.judging.queries import Queries, ledger_row
+from citypaths.map.cities import load_cities
 from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
@@ -118,7 +119,7 @@ def test_the_same_value_in_another_form_is_the_same_folder():
 
 def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
     data = {"name", "states", "most_populous", "connected_km", "orientation"}
-    data |= {"train", "valid", "test", "jitter"}
+    data |= {"train", "valid", "test", "jitter", "source", "country", "path"}
     size = SIZES["tiny"]
     other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
     for field in fields(Size):
@@ -128,6 +129,8 @@ def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
         assert moved == (field.name in data), field.name
     assert size.folder.parent == home / "data"
     assert len({s.folder for s in SIZES.values()}) == len(SIZES)
+    assert SIZES["tiny"].folder.name == "tiny-7e4b4033", "folders of earlier versions are found"
+    assert SIZES["small"].folder.name == "small-bf33d5d2"
 
 
 # A size's graph, data and queries
@@ -149,6 +152,27 @@ def test_clean_labels_are_a_switch(size, graph):
     longer = clean.km / graph.km
     assert (longer >= 1).all() and (longer < 1.1).all() and longer.std() > 0.02
     assert clean.fingerprint != graph.fingerprint
+
+
+def test_a_size_on_another_source(home):
+    """The same four towns from a file: in the repository, by a relative path, in its own folder."""
+    towns = load_cities(states=["TN"]).head(4)
+    names = {"name": "city", "state": "state_id", "lon": "lng", "key": "id"}
+    columns = ["name", "state", "lat", "lon", "population", "timezone", "key"]
+    table = towns[columns].rename(columns=names).assign(county_name="Shelby", density=12.5)
+    (home / "data").mkdir(exist_ok=True)
+    table.to_csv(home / "data" / "towns.csv", index=False)
+    changes = {"source": "simplemaps", "path": "data/towns.csv"}
+    for path in ("data/towns.csv", str(home / "data" / "towns.csv")):
+        size = get_size("tiny", changes | {"path": path})
+        assert size.folder != SIZES["tiny"].folder
+        made = lab.size_graph(size, make=True)
+        assert made.fingerprint == build_graph(towns, 30).fingerprint
+        assert lab.size_graph(size).cities["county_name"].tolist() == ["Shelby"] * 4
+    with pytest.raises(DataFileError, match="nowhere.csv is missing"):
+        lab.make_graph(replace(size, path="nowhere.csv"))
+    danes = lab.size_cities(get_size("tiny", {"country": "Denmark", "states": ["17"]}))
+    assert set(danes["country"]) == {"DK"}
 
 
 def test_what_is_missing_names_its_notebook(graph):

@@ -13,7 +13,16 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from citypaths import notebooks as runner
-from citypaths.notebooks import RunnerError, coalesce, execute, main, prepare, report, strip
+from citypaths.notebooks import (
+    RunnerError,
+    coalesce,
+    execute,
+    main,
+    prepare,
+    reference,
+    report,
+    strip,
+)
 
 
 @pytest.fixture
@@ -164,6 +173,35 @@ def test_prepare_writes_parameters_and_runs_nothing(notebook, tmp_path):
     (injected,) = (cell for cell in cells if "injected-parameters" in runner.tags(cell))
     assert 'size = "tiny"' in injected.source
     assert not any(cell.get("outputs") for cell in cells)
+
+
+def compared(path):
+    """Tag the last cell of a notebook to be compared."""
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[-1].metadata["tags"] = [runner.COMPARED]
+    nbformat.write(nb, path)
+    return path
+
+
+def test_a_changed_digit_fails_and_the_same_digits_pass(notebook, out, tmp_path):
+    path, folder = compared(notebook("print(size, 41 + 1)\n6 * 7")), tmp_path / "references"
+    reference(execute(path, out, {"size": "tiny"}), path, folder)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
+    command += ["-p", "no:randomly", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    for source, code in (("6 * 7", 0), ("6 * 8", 1)):
+        path.write_text(path.read_text().replace("6 * 7", source))
+        copy = prepare(path, tmp_path / source / path.name, {"size": "tiny"}, folder)
+        done = subprocess.run([*command, str(copy)], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == code, done.stdout
+    assert "42" in done.stdout and "48" in done.stdout
+
+
+def test_what_cannot_be_compared_is_refused_when_it_is_recorded(notebook, out, tmp_path):
+    path = compared(notebook("import sys\nprint(1, file=sys.stderr)"))
+    with pytest.raises(RunnerError, match="has no text to compare"):
+        reference(execute(path, out), path, tmp_path)
+    with pytest.raises(RunnerError, match="has no reference"):
+        prepare(path, tmp_path / "copy" / path.name, {}, tmp_path)
 
 
 def stream(text, name="stdout"):

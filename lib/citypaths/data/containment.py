@@ -10,7 +10,7 @@ from numba import get_num_threads, njit
 
 from citypaths.data.shards import Rows
 from citypaths.data.splits import TRAIN
-from citypaths.map.memory import require_memory
+from citypaths.files import require_memory
 
 
 def contained(cities: int, shards: int, read: Callable[[int], Rows], rows: Rows) -> np.ndarray:

@@ -18,10 +18,9 @@ from typing import Literal
 import numpy as np
 from numba import njit
 
-from citypaths.map.graph import CityGraph
-from citypaths.map.hashing import hash_next, hash_state, unit_hash
+from citypaths.map.graph import CityGraph, hash_next, hash_state, unit_hash
 from citypaths.map.paths import Paths
-from citypaths.map.shortest_paths import count_reachable, longer, paths, shortest_path_trees
+from citypaths.map.shortest_paths import count_reachable, paths, shortest_path_trees
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 PARTS = ("train", "valid", "test")
@@ -142,6 +141,14 @@ def pair_drawer(recipe: Recipe, graph: CityGraph) -> Drawer:
 
 
 @njit(cache=True, nogil=True)
+def _longer(array):
+    """A copy with room for as many again."""
+    copy = np.empty(2 * len(array), array.dtype)
+    copy[: len(array)] = array
+    return copy
+
+
+@njit(cache=True, nogil=True)
 def _draw(targets, next_city, state, limits, ordered, by_target, by_source):
     trees, cities = next_city.shape
     source, row = np.empty(1024, np.int32), np.empty(1024, np.int32)
@@ -163,7 +170,7 @@ def _draw(targets, next_city, state, limits, ordered, by_target, by_source):
                 if inside != (drawn == TEST):
                     continue
             if rows == len(source):
-                source, row, part = longer(source), longer(row), longer(part)
+                source, row, part = _longer(source), _longer(row), _longer(part)
             source[rows], row[rows], part[rows] = s, t, drawn
             rows += 1
     return source[:rows], row[:rows], part[:rows]

@@ -46,12 +46,8 @@ class Attempts:
 
     def used_hops(self) -> np.ndarray:
         """Return each distinct (query, city, next city) that some attempt takes, int64 [H, 3]."""
-        owner = np.repeat(self.query, self.paths.lengths)
-        path = np.repeat(np.arange(len(self.paths)), self.paths.lengths)
-        inner = path[:-1] == path[1:]
-        tokens = self.paths.tokens.astype(np.int64)
-        taken = np.stack([owner[:-1], tokens[:-1], tokens[1:]], 1)[inner]
-        return np.unique(taken, axis=0)
+        path, a, b = self.paths.hops()
+        return np.unique(np.stack([self.query[path], a, b], 1), axis=0)
 
 
 def draw(

@@ -31,10 +31,7 @@ class Moves:
 
     @classmethod
     def of(cls, graph: CityGraph, device: torch.device) -> Moves:
-        degree = np.diff(graph.indptr)
-        table = np.full((len(graph), max(1, int(degree.max(initial=0)))), len(graph))
-        table[np.arange(table.shape[1]) < degree[:, None]] = graph.indices
-        return cls(torch.as_tensor(table, device=device))
+        return cls(torch.as_tensor(graph.neighbour_table, device=device))
 
     def mask(self, city: Tensor, scores: Tensor) -> Tensor:
         """Return scores [N, V] with illegal hops from `city` [N] at minus infinity."""

@@ -12,13 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from citypaths.map.frontier import expand_best, sphere_points
-from citypaths.map.graph import CityGraph
+from citypaths.map.best_first import best_first
+from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.great_circle import great_circle
-from citypaths.map.hashing import unit_hash
 from citypaths.map.paths import Found, Paths
-
-ROUNDED = 1 - 1e-9  # keeps great circles admissible against edges rounded to millimetres
 
 
 @njit(cache=True)
@@ -54,11 +51,6 @@ def _walk(indptr, indices, km, points, sources, targets, hop_weight, random, lim
     return out, lengths, spent
 
 
-def _found(paths: Paths, spent: np.ndarray, began: float) -> Found:
-    seconds = time.perf_counter() - began
-    return Found(paths, np.zeros(len(paths)), spent[:, 0], spent[:, 1], seconds)
-
-
 def walk(
     graph: CityGraph, source, target, hop_weight: float = 0.0, seed: int = 0, limit: int = 0
 ) -> Found:
@@ -73,53 +65,29 @@ def walk(
     random = np.zeros((1, 1))
     if hop_weight < 0:
         random = unit_hash(seed, source[:, None], target[:, None], np.arange(limit + 1))
-    args = (graph.indptr, graph.indices, graph.km, sphere_points(graph), source, target)
+    args = (graph.indptr, graph.indices, graph.km, graph.sphere, source, target)
     out, lengths, spent = _walk(*args, float(hop_weight), random, limit)
-    return _found(Paths.from_padded(out, lengths), spent, began)
-
-
-def best_first(
-    graph: CityGraph, source, target, g_weight: float = 1.0, h_weight: float = 1.0
-) -> Found:
-    """Search by least `g_weight` x km so far + `h_weight` x great-circle km to go.
-
-    (1, 0) is Dijkstra, (1, 1) A*, (1, w) weighted A*, (0, 1) greedy best-first search. A query
-    without a path gives the source alone.
-    """
-    began = time.perf_counter()
-    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
-    edges = (graph.indptr, graph.indices, graph.mm / 1e6, sphere_points(graph))
-    rows, h_weight = np.zeros(len(source), np.int64), float(h_weight) * ROUNDED
-    # Edges are whole millimetres, so the great circle is consistent only to half a millimetre.
-    reopen = g_weight > 0 and h_weight <= 1
-    weights, limits = (float(g_weight), h_weight, reopen), np.full(3, np.inf)
-    found = expand_best(*edges, source, target, np.zeros((0, 0)), rows, *weights, limits)
-    tokens, offsets, spent = found
-    return _found(Paths(tokens, offsets), spent, began)
+    seconds = time.perf_counter() - began
+    paths, nothing = Paths.from_padded(out, lengths), np.zeros(len(source))
+    return Found(paths, nothing, spent[:, 0], spent[:, 1], seconds)
 
 
 def hop_use(graph: CityGraph, paths: list[Paths]) -> np.ndarray:
     """Return how many of `paths` take each edge, int64 [edges]."""
     counts = np.zeros(len(graph.indices), np.int64)
     for part in paths:
-        at, _ = _edges_of(graph, part)
+        _, a, b = part.hops()
+        at = graph.edge_index(a, b)
         counts += np.bincount(at[at >= 0], minlength=len(counts))
     return counts
 
 
 def rarest_hop(graph: CityGraph, use: np.ndarray, paths: Paths) -> np.ndarray:
     """Return the least `use` among the hops of each legal path, int64 [paths]."""
-    at, row = _edges_of(graph, paths)
+    row, a, b = paths.hops()
     rarest = np.full(len(paths), np.iinfo(np.int64).max)
-    np.minimum.at(rarest, row, use[at])
+    np.minimum.at(rarest, row, use[graph.edge_index(a, b)])
     return rarest
-
-
-def _edges_of(graph: CityGraph, paths: Paths) -> tuple[np.ndarray, np.ndarray]:
-    """The edge of every hop (-1: none) and the path it belongs to."""
-    row = np.repeat(np.arange(len(paths)), paths.lengths)
-    inner = row[:-1] == row[1:]
-    return graph.edge_index(paths.tokens[:-1], paths.tokens[1:])[inner], row[:-1][inner]
 
 
 def stored_hops(graph: CityGraph, paths: list[Paths]) -> CityGraph:
@@ -137,7 +105,7 @@ def floors(graph: CityGraph, memory: list[Paths] | None = None) -> dict[str, Cal
         "geo-greedy": lambda s, t: walk(graph, s, t),
         "greedy hop + to go": lambda s, t: walk(graph, s, t, hop_weight=1.0),
         "greedy best-first": lambda s, t: best_first(graph, s, t, 0.0, 1.0),
-        "weighted A* (1.05)": lambda s, t: best_first(graph, s, t, 1.0, 1.05),
+        "weighted A* (1.05)": lambda s, t: best_first(graph, s, t, 1.0, 1.05, reopen=False),
         "A*": lambda s, t: best_first(graph, s, t, 1.0, 1.0),
         "Dijkstra": lambda s, t: best_first(graph, s, t, 1.0, 0.0),
     }

@@ -8,10 +8,13 @@ import math
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from citypaths.files import (
     DataFileError,
@@ -25,51 +28,77 @@ from citypaths.files import (
 )
 from citypaths.sizes import SIZES, Size, digest, settings_of
 
-COLUMNS = (
-    "commit",
-    "dirty",
-    "notebook",
-    "size",
-    "seed",
-    "graph",
-    "orientation",
-    "split",
-    "regime",
-    "model",
-    "parameters",
-    "method",
-    "budget",
-    "training_flops",
-    "inference_flops",
-    "lookups",
-    "expansions",
-    "seconds_per_query",
-    "device",
-    "queries",
-    "loss",
-    "next_hop",
-    "legal",
-    "arrives",
-    "bounded_00",
-    "bounded_01",
-    "bounded_05",
-    "bounded_10",
-    "success",
-    "success_low",
-    "success_high",
-    "optimal",
-    "exact",
-    "hard_queries",
-    "hard_success",
-    "hard_success_low",
-    "hard_success_high",
-    "recall",
-    "run",
-)
+# What each column holds: text ("" is none), a flag, a number, or a share from 0 to 1.
+COLUMNS = {
+    "commit": "text",
+    "dirty": "flag",
+    "notebook": "text",
+    "study": "text",  # which experiment of the notebook
+    "size": "text",
+    "seed": "number",
+    "graph": "text",
+    "orientation": "text",
+    "split": "text",  # how the queries were held out
+    "subset": "text",  # which of them: "" is all
+    "queries": "number",
+    "regime": "text",
+    "family": "text",
+    "model": "text",  # "none" without one
+    "method": "text",
+    "attempts": "number",  # paths drawn, beams or simulations a query
+    "verifier": "text",  # what chooses among attempts
+    "loops": "number",
+    "rounds": "number",
+    "share": "share",  # of hops closed, or of paths learned
+    "cities": "number",  # on a map that is shown
+    "shown": "number",  # paths shown of it
+    "parameters": "number",
+    "memory_numbers": "number",
+    "training_flops": "number",
+    "inference_flops": "number",
+    "lookups": "number",
+    "expansions": "number",
+    "seconds_per_query": "number",
+    "device": "text",
+    "threads": "number",
+    "loss": "number",
+    "next_hop": "share",
+    "recall": "share",
+    "legal": "share",
+    "arrives": "share",
+    "bounded_00": "share",
+    "bounded_01": "share",
+    "bounded_05": "share",
+    "bounded_10": "share",
+    "success": "share",
+    "success_low": "share",
+    "success_high": "share",
+    "optimal": "share",
+    "exact": "share",
+    "hard_queries": "number",
+    "hard_success": "share",
+    "hard_success_low": "share",
+    "hard_success_high": "share",
+    "run": "text",
+    "budget": "number",
+}
 GREAT_CIRCLE = 30  # operations of one look-up with its distance and estimate: a convention
 REGIMES = ("closed_book", "checked", "open_map")
-RATES = (*COLUMNS[COLUMNS.index("next_hop") : COLUMNS.index("hard_queries")], "hard_success")
-RATES += ("recall",)
+FAMILIES = (
+    "floor",
+    "graph search",
+    "greedy",
+    "sample",
+    "beam",
+    "best of N",
+    "evolution",
+    "tree search",
+    "refinement",
+    "more loops",
+    "memory",
+    "learning",
+)
+OUTSIDE_REPORTS = ("--", ".", ":(exclude)reports")
 UNSEALED = {"run", "rows", "settings", "versions", "machine"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "networkx", "numba", "pyarrow")
 
@@ -92,18 +121,8 @@ def record(
     Raises:
         ValueError: an unknown column or regime, or a rate outside [0, 1].
     """
-    git = {
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)reports")),
-    }
-    names = {
-        "notebook": notebook,
-        "size": size.name,
-        "seed": seed,
-        "device": device,
-        **git,
-        **shared,
-    }
+    names = {"notebook": notebook, "size": size.name, "seed": seed, "device": device}
+    names |= _code() | {"threads": torch.get_num_threads()} | shared
     complete = [{**names, **row} for row in rows]
     for row in complete:  # before they are made plain: an infinite rate is no missing one
         _check(row)
@@ -146,11 +165,26 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"the ledger has no column {sorted(unknown)}; known: {', '.join(COLUMNS)}")
     if row.get("regime") not in REGIMES:
         raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
-    for name in RATES:
-        value = row.get(name)
-        number = value is None or hasattr(value, "__float__")
-        if not number or not (value is None or math.isnan(value) or 0 <= value <= 1):
-            raise ValueError(f"{name} is a share from 0 to 1, not {value!r}")
+    if row.get("family", FAMILIES[0]) not in FAMILIES:
+        raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {row['family']!r}")
+    for name, value in row.items():
+        if value is not None and not KINDS[COLUMNS[name]][1](value):
+            raise ValueError(f"{name} is {KINDS[COLUMNS[name]][0]}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, bool | np.bool_)
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "text": ("text", lambda x: isinstance(x, str)),
+    "flag": ("true or false", lambda x: isinstance(x, bool | np.bool_)),
+    "number": ("a number", _is_number),
+    "share": (
+        "a share from 0 to 1",
+        lambda x: _is_number(x) and (math.isnan(x) or 0 <= x <= 1),
+    ),
+}
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -161,12 +195,22 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _git(*words: str) -> str:
+def _code() -> dict[str, Any]:
+    """The commit, and whether files differ from it; unknown where git does not say."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", *OUTSIDE_REPORTS)
+    if not commit or changes is None:
+        return {"commit": commit or "unknown", "dirty": None}
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(*words: str) -> str | None:
+    """What git prints in this repository; None where it fails."""
     try:
         command = ["git", "-C", str(project_root()), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
 
 
 def load_results() -> pd.DataFrame:
@@ -183,7 +227,13 @@ def load_results() -> pd.DataFrame:
             raise DataFileError(
                 f"{path} is no recorded run ({error}): restore it or delete it"
             ) from error
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name, kind in COLUMNS.items():
+        if kind == "text":
+            table[name] = table[name].astype(object).where(table[name].notna(), "")
+        elif kind != "flag":
+            table[name] = pd.to_numeric(table[name])
+    return table
 
 
 def largest_run(notebook: str, size: str) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,16 +12,16 @@ from typing import Literal
 import networkx as nx
 import numpy as np
 import pandas as pd
+from numba import njit
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from citypaths.files import DataFileError, atomic_write, npz_fault
-from citypaths.map.great_circle import EARTH_RADIUS_KM, bearing, great_circle_km, unit_sphere
-from citypaths.map.hashing import unit_hash
-from citypaths.map.memory import require_memory
+from citypaths.files import DataFileError, atomic_write, npz_fault, require_memory, sha256
+from citypaths.map.great_circle import EARTH_RADIUS_KM, great_circle_km, unit_sphere
 
 BYTES_A_PAIR = 200  # at the height of building, measured
+MAKER = "notebook 01-city-dag"
 Orientation = Literal["eastward", "two_way"]
 
 
@@ -75,10 +74,19 @@ class CityGraph:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over orientation, connected distance, coordinates and edges."""
-        digest = hashlib.sha256(f"{self.orientation} {self.connected_km!r} {len(self)}".encode())
-        for array in (self.lat, self.lon, self.indptr, self.indices, self.mm):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        head = f"{self.orientation} {self.connected_km!r} {len(self)}".encode()
+        arrays = (self.lat, self.lon, self.indptr, self.indices, self.mm)
+        return sha256(head, *(array.tobytes() for array in arrays))
+
+    @cached_property
+    def sphere(self) -> np.ndarray:
+        """Points on the unit sphere, float64 [n, 3]."""
+        return np.ascontiguousarray(unit_sphere(self.lat, self.lon))
+
+    @cached_property
+    def neighbour_table(self) -> np.ndarray:
+        """The neighbours of each city, int64 [n, most], filled up with n."""
+        return padded_neighbours(np.diff(self.indptr), self.indices)
 
     @cached_property
     def edge_sources(self) -> np.ndarray:
@@ -129,13 +137,10 @@ class CityGraph:
 
     def to_networkx(self) -> nx.DiGraph:
         """Return a DiGraph with `weight` in km on edges and the city's columns on nodes."""
-        digraph = nx.DiGraph(connected_km=self.connected_km, orientation=self.orientation)
-        columns = self.cities.drop(columns="geometry", errors="ignore").to_dict("records")
-        digraph.add_nodes_from((i, row) for i, row in enumerate(columns))
-        edges = zip(
-            self.edge_sources.tolist(), self.indices.tolist(), self.km.tolist(), strict=True
-        )
-        digraph.add_weighted_edges_from(edges)
+        km = csr_array((self.km, self.indices, self.indptr), shape=(len(self), len(self)))
+        digraph = nx.from_scipy_sparse_array(km, create_using=nx.DiGraph)
+        digraph.graph.update(connected_km=self.connected_km, orientation=self.orientation)
+        nx.set_node_attributes(digraph, self._columns.to_dict("index"))
         return digraph
 
     def find(self, text: str) -> int:
@@ -146,52 +151,37 @@ class CityGraph:
         """
         wanted = text.strip().casefold()
         labels = [str(label).casefold() for label in self.labels]
-        names = [label.rsplit(", ", 1)[0] for label in labels]
         hits = [i for i, label in enumerate(labels) if label == wanted]
-        hits = hits or [i for i, name in enumerate(names) if name == wanted]
+        hits = hits or [i for i, name in enumerate(labels) if name.rsplit(", ", 1)[0] == wanted]
         if len(hits) == 1:
             return hits[0]
         if hits:
-            listed = "; ".join(
-                f"{self.labels[i]} (id {i}, {self.lat[i]:.3f} {self.lon[i]:.3f})" for i in hits[:8]
-            )
+            places = [
+                f"{self.labels[i]} (id {i}, {self.lat[i]:.3f} {self.lon[i]:.3f})" for i in hits
+            ]
+            listed = "; ".join(places[:8])
             raise LookupError(f"{text!r} is {len(hits)} cities, name one by id: {listed}")
         near = difflib.get_close_matches(wanted, labels, n=5, cutoff=0.6)
-        listed = (
-            "; ".join(str(self.labels[labels.index(label)]) for label in near) or "nothing near"
-        )
-        raise LookupError(f"no city {text!r} in this graph; near matches: {listed}")
+        listed = "; ".join(str(self.labels[labels.index(label)]) for label in near)
+        raise LookupError(f"no city {text!r} here; near matches: {listed or 'nothing near'}")
 
-    def hops_from(self, city: int | str) -> pd.DataFrame:
-        """Return the out-neighbours of a city: id, city, km, bearing (degrees) and population."""
-        a = self.find(city) if isinstance(city, str) else city
-        b = self.neighbours(a)
-        frame = pd.DataFrame({"id": b, "city": self.labels[b]})
-        frame["km"] = self.km[self.indptr[a] : self.indptr[a + 1]]
-        frame["bearing"] = bearing(self.lat[a], self.lon[a], self.lat[b], self.lon[b])
-        frame["population"] = self.cities["population"].to_numpy()[b]
-        return frame.sort_values("km", ignore_index=True)
+    @property
+    def _columns(self) -> pd.DataFrame:
+        return pd.DataFrame(self.cities.drop(columns="geometry", errors="ignore"))
 
     def save(self, path: Path) -> None:
         """Write the graph to one .npz (arrays and city columns, no pickle)."""
-        columns = self.cities.drop(columns="geometry", errors="ignore")
-        table = columns.to_json(orient="split", double_precision=15, index=False)
+        table = self._columns.to_json(orient="split", double_precision=15, index=False)
         head = {"connected_km": self.connected_km, "orientation": self.orientation}
-        head |= {"fingerprint": self.fingerprint, "attrs": _plain(self.cities.attrs)}
+        head |= {"fingerprint": self.fingerprint, "attrs": self.cities.attrs}
+        texts = {"head": json.dumps(head, default=str), "cities": table}
+        arrays = {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+        arrays |= {name: getattr(self, name) for name in _ARRAYS}
         with atomic_write(path) as part, open(part, "wb") as file:
-            np.savez_compressed(
-                file,
-                head=np.frombuffer(json.dumps(head).encode(), np.uint8),
-                cities=np.frombuffer(table.encode(), np.uint8),
-                **{name: getattr(self, name) for name in ("lat", "lon", *_ARRAYS)},
-            )
+            np.savez_compressed(file, **arrays)
 
 
-_ARRAYS = ("indptr", "indices", "km")
-
-
-def _plain(attrs: dict) -> dict:
-    return json.loads(json.dumps(attrs, default=str))
+_ARRAYS = ("lat", "lon", "indptr", "indices", "km")
 
 
 def load_graph(path: Path) -> CityGraph:
@@ -200,39 +190,27 @@ def load_graph(path: Path) -> CityGraph:
     Raises:
         DataFileError: the file is missing, damaged, or its content fails its own fingerprint.
     """
+    import geopandas  # here, for it takes a second
+
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_ARRAYS, "lat", "lon")}
-            head = json.loads(file["head"].tobytes())
-            table = json.loads(file["cities"].tobytes())
-        graph, fingerprint = _assemble(head, table, arrays), head["fingerprint"]
+            lat, lon, *edges = (file[name] for name in _ARRAYS)
+            head, table = (json.loads(file[name].tobytes()) for name in ("head", "cities"))
+        cities = pd.DataFrame(table["data"], columns=table["columns"]).assign(lat=lat, lon=lon)
+        points = geopandas.points_from_xy(lon, lat)
+        cities = geopandas.GeoDataFrame(cities, geometry=points, crs="EPSG:4326")
+        cities.attrs.update(head["attrs"])
+        settings = (cities, head["connected_km"], head["orientation"])
+        graph = CityGraph(*settings, *edges, _west_to_east(lat, lon))
+        whole = graph.fingerprint == head["fingerprint"]
     except FileNotFoundError:
-        raise DataFileError(f"{path} is missing: notebook 01-city-dag makes it") from None
+        raise DataFileError(f"{path} is missing: {MAKER} makes it") from None
     except Exception as error:  # a damaged zip fails in many ways
-        message = f"{path} is no saved CityGraph ({npz_fault(error)}): delete it and run "
-        raise DataFileError(f"{message}notebook 01-city-dag") from error
-    if graph.fingerprint != fingerprint:
-        raise DataFileError(f"{path} fails its fingerprint: delete it and run notebook 01-city-dag")
+        message = f"{path} is no saved CityGraph ({npz_fault(error)}): delete it and run {MAKER}"
+        raise DataFileError(message) from error
+    if not whole:
+        raise DataFileError(f"{path} fails its fingerprint: delete it and run {MAKER}")
     return graph
-
-
-def _assemble(head: dict, table: dict, arrays: dict[str, np.ndarray]) -> CityGraph:
-    cities = pd.DataFrame(table["data"], columns=table["columns"])
-    cities["lat"], cities["lon"] = lat, lon = arrays.pop("lat"), arrays.pop("lon")
-    cities = _with_geometry(cities)
-    cities.attrs.update(head["attrs"])
-    order = _west_to_east(lat, lon)
-    return CityGraph(cities, head["connected_km"], head["orientation"], **arrays, order=order)
-
-
-def _with_geometry(cities: pd.DataFrame) -> pd.DataFrame:
-    """A GeoDataFrame where geopandas is installed (a training machine may do without)."""
-    try:
-        import geopandas
-    except ImportError:
-        return cities
-    points = geopandas.points_from_xy(cities["lon"], cities["lat"])
-    return geopandas.GeoDataFrame(cities, geometry=points, crs="EPSG:4326")
 
 
 def build_graph(
@@ -287,6 +265,16 @@ def _near_pairs(lat: np.ndarray, lon: np.ndarray, km: float) -> tuple[np.ndarray
     return a[near], b[near]
 
 
+def padded_neighbours(degree: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the neighbours of each of n cities, int64 [n, most], filled up with n.
+
+    Args: degree: of each city, [n]. ids: of the neighbours, those of one city after another's.
+    """
+    table = np.full((len(degree), max(1, int(degree.max(initial=0)))), len(degree))
+    table[np.arange(table.shape[1]) < degree[:, None]] = ids
+    return table
+
+
 def rounded(graph: CityGraph, step_km: float = 0.1) -> CityGraph:
     """Return the graph with edge lengths rounded to `step_km`, as published tables often are."""
     return replace(graph, km=np.maximum(np.rint(graph.km / step_km), 1) * step_km)
@@ -300,3 +288,40 @@ def jittered(graph: CityGraph, seed: int = 0, spread: float = 0.1) -> CityGraph:
     a, b = graph.edge_sources, graph.indices
     factor = 1 + spread * unit_hash(seed, np.minimum(a, b), np.maximum(a, b), 0x6A697474)
     return replace(graph, km=graph.km * factor)
+
+
+# Random numbers that depend on what they are for, never on the order they are asked in.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x):
+    """One round of SplitMix64's finalizer (Steele, Lea, Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def unit_hash(seed: int, *keys) -> np.ndarray:
+    """Return uniform numbers in [0, 1), float64, one for each (seed, key, key, ...).
+
+    Args: integer arrays whose shapes broadcast. The same keys give the same number anywhere.
+    """
+    return (hash_state(seed, *keys) >> np.uint64(11)) * 2.0**-53
+
+
+def hash_state(seed: int, *keys) -> np.ndarray:
+    """Return the uint64 states behind `unit_hash`; `hash_next` takes them one key further."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed % 2**64) + _GOLDEN)
+        for key in keys:
+            state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN)
+    return state
+
+
+_mix_compiled = njit(_mix, inline="always")
+
+
+@njit(inline="always")
+def hash_next(state, key):
+    """Return, in compiled code, 2^53 times `unit_hash(..., key)`, from the state before the key."""
+    return np.int64(_mix_compiled((state ^ np.uint64(key)) + _GOLDEN) >> np.uint64(11))

@@ -1,4 +1,4 @@
-"""Great circles: distances, bearings and points on the sphere, for numpy, numba and torch."""
+"""Great circles: distances and points on the sphere, for numpy, numba and torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ def great_circle_km(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
     half = np.sin((lat_b - lat_a) / 2) ** 2
     half = half + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
-
-
-def bearing(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
-    """Return initial bearings from a to b in degrees clockwise from north, in [0, 360)."""
-    lat_a, lon_a, lat_b, lon_b = (
-        np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b)
-    )
-    east = np.sin(lon_b - lon_a) * np.cos(lat_b)
-    north = np.cos(lat_a) * np.sin(lat_b) - np.sin(lat_a) * np.cos(lat_b) * np.cos(lon_b - lon_a)
-    return np.degrees(np.arctan2(east, north)) % 360 % 360  # a tiny negative angle % 360 is 360
 
 
 def unit_sphere(lat, lon) -> np.ndarray:

@@ -37,6 +37,12 @@ class Paths:
         """Cities per path, int64 [paths]; hops are one fewer."""
         return np.diff(self.offsets)
 
+    def hops(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return every hop in order: the path it belongs to and its two cities, int64 [hops]."""
+        path, tokens = np.repeat(np.arange(len(self)), self.lengths), self.tokens.astype(np.int64)
+        inner = path[:-1] == path[1:]
+        return path[:-1][inner], tokens[:-1][inner], tokens[1:][inner]
+
     @classmethod
     def from_lists(cls, paths: Sequence[Sequence[int]]) -> Paths:
         """Build from a sequence of id sequences."""

@@ -9,8 +9,7 @@ import pandas as pd
 
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
-from citypaths.map.graph import CityGraph, Orientation, build_graph
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import CityGraph, Orientation, build_graph, unit_hash
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import Trees, paths, shortest_path_trees
 
@@ -84,6 +83,30 @@ def survey_distances(
     graphs = (build_graph(cities, km, orientation) for km in distances_km)
     rows = [{"connected_km": g.connected_km} | survey(g) for g in graphs]
     return pd.DataFrame(rows).set_index("connected_km")
+
+
+def hops_from(graph: CityGraph, city: str) -> pd.DataFrame:
+    """Return the cities one hop from a city named as in `CityGraph.find`, the nearest first.
+
+    Columns: id, city, km, bearing (degrees clockwise from north, in [0, 360)), population.
+    """
+    a = graph.find(city)
+    b = graph.neighbours(a)
+    frame = pd.DataFrame({"id": b, "city": graph.labels[b]})
+    frame["km"] = graph.km[graph.indptr[a] : graph.indptr[a + 1]]
+    frame["bearing"] = bearing(graph.lat[a], graph.lon[a], graph.lat[b], graph.lon[b])
+    frame["population"] = graph.cities["population"].to_numpy()[b]
+    return frame.sort_values("km", ignore_index=True)
+
+
+def bearing(lat_a, lon_a, lat_b, lon_b) -> np.ndarray:
+    """Return initial bearings from a to b in degrees clockwise from north, in [0, 360)."""
+    lat_a, lon_a, lat_b, lon_b = (
+        np.radians(np.asarray(x, float)) for x in (lat_a, lon_a, lat_b, lon_b)
+    )
+    east = np.sin(lon_b - lon_a) * np.cos(lat_b)
+    north = np.cos(lat_a) * np.sin(lat_b) - np.sin(lat_a) * np.cos(lat_b) * np.cos(lon_b - lon_a)
+    return np.degrees(np.arctan2(east, north)) % 360 % 360  # a tiny negative angle % 360 is 360
 
 
 def traffic(graph: CityGraph, sample: Sample) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from citypaths.data.dataset import Dataset
 from citypaths.data.shards import Rows, count_rows
 from citypaths.data.splits import TRAIN, Recipe
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import unit_hash
 from citypaths.map.paths import Paths
 
 SALT = 0x5348415245  # the split draws the same pairs by hashes of its own

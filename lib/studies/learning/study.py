@@ -14,10 +14,11 @@ from citypaths import decoding
 from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset
 from citypaths.decoding.decode import Moves
-from citypaths.judging.floors import best_first, stored_hops
+from citypaths.judging.floors import stored_hops
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.queries import Queries
 from citypaths.lab import arm_settings, device, mean_loss
+from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
 from citypaths.models import PathModel, build
@@ -87,13 +88,10 @@ def stitched_next_hops(stored: CityGraph, queries: Queries) -> float:
     It is asked anew from every city of the path, as a model is that is taught the way.
     """
     paths = queries.rows.paths
-    last = np.zeros(len(paths.tokens), bool)
-    last[paths.offsets[1:] - 1] = True
-    first = np.roll(last, 1)
-    target = np.repeat(queries.rows.target, paths.lengths - 1)
-    found = best_first(stored, paths.tokens[~last], target).paths
+    row, a, b = paths.hops()
+    found = best_first(stored, a, queries.rows.target[row]).paths
     second = found.tokens[np.minimum(found.offsets[:-1] + 1, len(found.tokens) - 1)]
-    return float(((found.lengths > 1) & (second == paths.tokens[~first])).mean())
+    return float(((found.lengths > 1) & (second == b)).mean())
 
 
 def alone(queries: Queries, trained: Trained, **names: Any) -> Scored:

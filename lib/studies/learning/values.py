@@ -110,7 +110,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
     A look-up is counted as on the scoreboard. Index: method, share.
     """
-    named = rows.assign(operations=operations(rows)).rename(columns={"budget": "share"})
+    named = rows.assign(operations=operations(rows), share=rows["budget"])
     columns = [*METRICS, "training_flops", "operations", "lookups", "expansions"]
     return named.groupby(["method", "share"], sort=False)[columns].mean()
 

@@ -12,9 +12,8 @@ from citypaths.data.shards import Rows
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
 from citypaths.judging.queries import Queries
-from citypaths.map.graph import CityGraph
+from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.great_circle import great_circle_km
-from citypaths.map.hashing import unit_hash
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 
@@ -145,10 +144,8 @@ def _difference(graph: CityGraph, other: CityGraph) -> np.ndarray:
 
 def _legal(graph: CityGraph, these: Paths) -> np.ndarray:
     """Whether every hop of each path is an edge, bool [paths]."""
-    row = np.repeat(np.arange(len(these)), these.lengths)
-    inner = row[:-1] == row[1:]
-    lacks = inner & ~graph.is_edge(these.tokens[:-1], these.tokens[1:])
-    return np.bincount(row[:-1][lacks], minlength=len(these)) == 0
+    row, a, b = these.hops()
+    return np.bincount(row[~graph.is_edge(a, b)], minlength=len(these)) == 0
 
 
 def closures(graph: CityGraph, share: float, seed: int, of: str = "hops") -> CityGraph:

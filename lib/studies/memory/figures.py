@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from citypaths import plots
-from citypaths.judging.floors import best_first
+from citypaths.map.best_first import best_first
 from citypaths.map.paths import Found
 from studies.memory.editing import Edit
 from studies.memory.rerouting import summary

@@ -14,10 +14,10 @@ import torch
 from citypaths import decoding
 from citypaths.data.shards import Rows
 from citypaths.decoding import PathLength
-from citypaths.judging.floors import best_first
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.metrics import ledger_rates
 from citypaths.judging.queries import Queries
+from citypaths.map.best_first import best_first
 from citypaths.map.paths import Found, Paths
 from citypaths.training.loop import Trained
 from studies.memory import Cached, Hops, KeyValueCache, Roads

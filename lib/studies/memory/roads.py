@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from citypaths.data.batches import Batch
-from citypaths.map.graph import CityGraph
+from citypaths.map.graph import CityGraph, padded_neighbours
 from citypaths.map.paths import Paths
 from citypaths.models.base import PathModel, State
 
@@ -38,9 +38,8 @@ class Hops:
         """Store every hop that some path takes."""
         keys = []
         for part in paths:
-            row = np.repeat(np.arange(len(part)), part.lengths)
-            tokens = part.tokens.astype(np.int64)
-            keys.append(np.unique((tokens[:-1] * cities + tokens[1:])[row[:-1] == row[1:]]))
+            _, a, b = part.hops()
+            keys.append(np.unique(a * cities + b))
         return cls._from(np.concatenate([np.zeros(0, np.int64), *keys]), cities)
 
     @classmethod
@@ -74,9 +73,7 @@ class Hops:
     def table(self) -> np.ndarray:
         """Ids one stored hop away from each city, [V, most], padded with V."""
         count = np.bincount(self.rows[:, 0], minlength=self.cities)
-        out = np.full((self.cities, max(1, int(count.max(initial=0)))), self.cities)
-        out[np.arange(out.shape[1]) < count[:, None]] = self.rows[:, 1]
-        return out
+        return padded_neighbours(count, self.rows[:, 1])
 
 
 class Roads(PathModel):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import unit_hash
 from citypaths.map.paths import Found, Paths
 from studies.refinement.masked import Masked, lowest
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from citypaths.decoding.decode import NEVER, device_of
-from citypaths.map.graph import CityGraph
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.paths import PAD, Found, Paths
 from citypaths.models.base import PathModel
 

@@ -24,8 +24,7 @@ from citypaths.data.dataset import Rows, live_dataset, make_dataset, open_datase
 from citypaths.data.shards import frame, sample_rows
 from citypaths.data.splits import PARTS, SPLITS, Recipe, held_cities, recipe_for
 from citypaths.files import DataFileError, atomic_write, lock, read_json, sealed, sha256, write_json
-from citypaths.map.graph import build_graph, jittered, rounded
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import build_graph, jittered, rounded, unit_hash
 from citypaths.map.shortest_paths import count_reachable, paths, shortest_path_trees
 
 GOALS = {"train": 6000, "valid": 1000, "test": 1500}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import citypaths
 from citypaths.files import DataFileError, lock
@@ -52,12 +53,22 @@ def test_record_writes_json_and_csv(reports):
     assert body["run"] == "03-x-tiny-seed4" and len(body["rows"]) == 2
     assert body["settings"]["name"] == "tiny" and body["settings"]["states"] == ["TN"]
     assert set(body["versions"]) == set(results.PACKAGES) and body["machine"]["python"]
-    table = pd.read_csv(reports / "results.csv")
-    assert tuple(table.columns) == COLUMNS
+    text = {name: str for name, kind in COLUMNS.items() if kind == "text"}
+    table = pd.read_csv(
+        reports / "results.csv",
+        dtype=text,
+        keep_default_na=False,
+        na_values={name: [""] for name, kind in COLUMNS.items() if kind != "text"},
+    )
+    assert list(table.columns) == list(COLUMNS)
     assert table["method"].tolist() == ["greedy", "beam"]
     assert (table["split"] == "uncontained").all() and (table["queries"] == 7).all()
     assert (table["seed"] == 4).all() and (table["run"] == "03-x-tiny-seed4").all()
-    pd.testing.assert_frame_equal(table, load_results(), check_dtype=False)
+    assert (table["threads"] == torch.get_num_threads()).all()
+    loaded = load_results()
+    assert loaded["dirty"].isna().all() and table["dirty"].isna().all()
+    table["dirty"] = None
+    pd.testing.assert_frame_equal(table, loaded, check_dtype=False)
 
 
 def test_a_row_overrides_what_is_shared():
@@ -101,6 +112,13 @@ def test_what_is_no_row_is_refused(reports):
     for regime in ("open", None):
         with pytest.raises(ValueError, match=r"regime is one of closed_book, .*not"):
             record("a", TINY, 0, [row(), row(regime=regime)])
+    with pytest.raises(ValueError, match=r"family is one of floor, .*, not 'luck'"):
+        record("a", TINY, 0, [row(family="luck")])
+    for wrong in ({"method": 3}, {"seed": "0"}, {"attempts": True}, {"dirty": 1}, {"share": 20}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(wrong))} is (text|a number|true|a share)"
+        ):
+            record("a", TINY, 0, [row(**wrong)])
     assert not (reports / "results.csv").exists() and not list(reports.glob("runs/*.json"))
 
 
@@ -134,12 +152,13 @@ def test_bytes_that_are_no_text(reports):
 
 
 def test_an_empty_ledger():
-    assert load_results().empty and tuple(load_results().columns) == COLUMNS
+    assert load_results().empty and list(load_results().columns) == list(COLUMNS)
 
 
 def test_the_commit_is_recorded(tmp_path):
     record("a", TINY, 0, [row()])
-    assert load_results().loc[0, "commit"] == "unknown"
+    unknown = load_results().iloc[0]
+    assert unknown["commit"] == "unknown" and pd.isna(unknown["dirty"]), "never as clean"
     me = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
@@ -155,7 +174,7 @@ def test_the_commit_is_recorded(tmp_path):
 
 WRITER = """
 import sys
-from citypaths.results import record
+from citypaths.judging.ledger import record
 from citypaths.sizes import SIZES
 for seed in range(6):
     record(sys.argv[1], SIZES["tiny"], seed, [{"regime": "checked", "success": 0.5}])

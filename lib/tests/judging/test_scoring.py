@@ -11,10 +11,13 @@ from citypaths import decoding, lab
 from citypaths.judging import methods as scoring
 from citypaths.judging.floors import hop_use, rarest_hop
 from citypaths.judging.ledger import COLUMNS
+from citypaths.judging.methods import Method
+from citypaths.map.best_first import best_first
 from citypaths.models import build
 from citypaths.sizes import get_size
-from citypaths.training.loop import TrainSettings
+from citypaths.training.loop import Trained, TrainSettings
 from studies.baselines import waterfall
+from studies.city_map import splits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +89,10 @@ def test_rarest_hop_against_counting_by_hand(queries, memory):
 
 
 def test_leaks_grow_with_training_and_splits_compare(size, dataset):
-    leak = scoring.leak_by_training_size(size, dataset.graph, steps=3)
+    leak = splits.leak_by_training_size(size, dataset.graph, steps=3)
     assert leak["training paths"].is_monotonic_increasing and leak["contained"].between(0, 1).all()
     assert leak["contained"].iloc[-1] > leak["contained"].iloc[0]
-    table = scoring.compare_splits(size, dataset.graph).set_index("split")
+    table = splits.compare_splits(size, dataset.graph).set_index("split")
     assert table.loc["long", "hops, test"] > table.loc["pair", "hops, test"]
     assert (table["train"] > 0).all()
 
@@ -129,3 +132,39 @@ def test_loops_reach_the_model(queries):
     few.decode(decoding.greedy, model, loops=7)
     few.decode(decoding.beam, model, width=2, loops=9)
     assert seen == [7, 9]
+
+
+def test_a_method_names_its_columns_once(queries):
+    """What a method says of itself is its ledger row; what it does not know is left out."""
+    few = queries.first(10)
+
+    def shortest(asked: lab.Queries):
+        return best_first(asked.graph, asked.rows.source, asked.rows.target)
+
+    known = {"family": "graph search", "regime": "open_map"}
+    search = Method(name="A*", run=shortest, **known)
+    (one,) = scoring.score_methods([search], few, study="floors", split="uncontained")
+    assert one.name == "A*" and one.row["success"] == 1.0 and one.row["study"] == "floors"
+    said = {"method": "A*", "model": "none", "attempts": 1, "verifier": "", **known}
+    assert one.row.items() >= said.items() and set(one.row) <= set(COLUMNS)
+    assert not {"loops", "rounds", "share", "parameters", "memory_numbers"} & set(one.row)
+    again = scoring.score(few, one.found, search, study="floors", split="uncontained")
+    assert again.row == one.row
+
+
+def test_a_method_of_networks_counts_them_all(queries):
+    model = build("rnn", queries.graph, width=8)
+    trained = Trained(model, pd.DataFrame(), 0, 1000, 0.0)
+    names = {"name": "beam 8", "family": "beam", "attempts": 8}
+    both = Method.of("gru-8", trained, trained, regime="checked", **names)
+    assert both.columns["parameters"] == 2 * model.parameters_count
+    assert both.columns["training_flops"] == 2000 and both.columns["model"] == "gru-8"
+    few = queries.first(5)
+    found = few.decode(decoding.beam, model, checked_by=few.graph)
+    assert scoring.score(few, found, both).name == "gru-8, beam 8, checked"
+
+
+@pytest.mark.parametrize("wrong", [{"family": "luck"}, {"regime": "open"}])
+def test_an_unknown_family_or_regime_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is one of"):
+        Method(**{"name": "x", "family": "floor", "regime": "checked"} | wrong)

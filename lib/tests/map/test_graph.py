@@ -17,7 +17,7 @@ from citypaths.files import DataFileError
 from citypaths.map import graph as graph_module
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import build_graph, jittered, load_graph, rounded
-from citypaths.map.great_circle import EARTH_RADIUS_KM, bearing, great_circle_km, unit_sphere
+from citypaths.map.great_circle import EARTH_RADIUS_KM, great_circle_km
 from citypaths.map.shortest_paths import count_reachable
 
 HALF_WAY_ROUND = np.pi * EARTH_RADIUS_KM
@@ -102,33 +102,6 @@ def test_great_circle_broadcasts():
     assert table.shape == (3, 3)
     np.testing.assert_array_equal(table, table.T)
     np.testing.assert_array_equal(np.diag(table), 0)
-
-
-@pytest.mark.parametrize(
-    ("b", "degrees"), [((1, 0), 0), ((0, 1), 90), ((-1, 0), 180), ((0, -1), 270), ((90, 50), 0)]
-)
-def test_bearing_of_the_four_winds(b, degrees):
-    assert bearing(0, 0, *b) == pytest.approx(degrees, abs=1e-9)
-
-
-@quick
-@given(st.floats(-89, 89), longitudes, st.floats(-89, 89), longitudes)
-def test_bearing_points_at_the_destination(lat_a, lon_a, lat_b, lon_b):
-    assume(1 < great_circle_km(lat_a, lon_a, lat_b, lon_b) < HALF_WAY_ROUND - 1)
-    angle = bearing(lat_a, lon_a, lat_b, lon_b)
-    assert 0 <= angle < 360
-    here, there = unit_sphere([lat_a], [lon_a])[0], unit_sphere([lat_b], [lon_b])[0]
-    east = np.cross([0, 0, 1], here)
-    east /= np.linalg.norm(east)
-    north = np.cross(here, east)
-    expected = np.degrees(np.arctan2(there @ east, there @ north))
-    assert abs((angle - expected + 180) % 360 - 180) < 1e-6
-
-
-def test_bearing_a_hair_west_of_north_stays_below_360():
-    assert 0 <= bearing(0, 0, 10, -1e-20) < 360
-    assert 0 <= bearing(0, -180, 10, 180) < 360
-    assert bearing(0, 179.9, 0, -179.9) == pytest.approx(90)
 
 
 # Edges and order
@@ -267,7 +240,6 @@ def test_one_city_and_no_edges(lonely, scattered, tmp_path):
         assert len(graph.indices) == len(graph.km) == len(graph.mm) == 0
         assert not graph.is_edge(np.arange(len(graph)), 0).any()
         assert graph.neighbours(0).size == 0
-        assert graph.hops_from(0).empty
         assert graph.to_networkx().number_of_nodes() == len(graph)
         assert count_reachable(graph) == 0
         graph.save(tmp_path / "graph.npz")
@@ -342,19 +314,6 @@ def test_find_suggests_near_misses(tennessee):
         tennessee.find("Nashvile, TN")
     with pytest.raises(LookupError, match="nothing near"):
         tennessee.find("Qqqqqqqqqqqqqqq")
-
-
-def test_hops_from_lists_the_neighbours(tennessee):
-    city = tennessee.find("Nashville")
-    hops = tennessee.hops_from("Nashville, TN")
-    pd.testing.assert_frame_equal(hops, tennessee.hops_from(city))
-    assert sorted(hops["id"]) == tennessee.neighbours(city).tolist()
-    assert hops["km"].is_monotonic_increasing
-    assert hops["bearing"].between(0, 180).all()  # eastward
-    for row in hops.itertuples():
-        assert row.km == tennessee.distance_km(city, row.id) <= 30
-        assert row.city == tennessee.labels[row.id]
-        assert row.population == tennessee.cities["population"][row.id]
 
 
 def test_networkx_copy_has_every_weight_and_column(oriented_tennessee):
@@ -516,7 +475,7 @@ def test_the_whole_world_is_one_graph():
 
 
 def test_graphs_that_cannot_fit_are_refused_with_numbers(nation_cities, monkeypatch):
-    monkeypatch.setattr("citypaths.map.memory.free_memory", lambda: 2.0**30)
+    monkeypatch.setattr("citypaths.files.free_memory", lambda: 2.0**30)
     refusal = r"21,408 cities and [\d,]+ pairs within 300 km needs about \d\.\d GiB; 1\.0 GiB may"
     with pytest.raises(MemoryError, match=refusal):
         build_graph(nation_cities, 300)

@@ -11,9 +11,10 @@ from scipy.stats import t as student
 
 from citypaths import decoding
 from citypaths.data.batches import batch_of_paths
-from citypaths.judging.floors import best_first, stored_hops
+from citypaths.judging.floors import stored_hops
 from citypaths.judging.ledger import _check, record
 from citypaths.judging.queries import Queries
+from citypaths.map.best_first import best_first
 from citypaths.sizes import get_size
 from studies.learning import figures as learning_plots
 from studies.learning import study as learning

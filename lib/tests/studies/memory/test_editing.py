@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citypaths.judging.floors import best_first
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.queries import Queries
+from citypaths.map.best_first import best_first
 from citypaths.map.great_circle import great_circle_km
 from citypaths.training.loop import TrainSettings, train
 from studies.memory import Hops, KeyValueCache, fit, rerouting

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from citypaths.judging.ledger import record
+from citypaths.judging.ledger import GREAT_CIRCLE, record
 from citypaths.sizes import get_size
 from studies.scoreboard import board as scoreboard
 from studies.search.exchange import SUFFIX
@@ -63,8 +63,8 @@ def test_what_is_on_the_board(ledger):
     assert scoreboard.recorded("tiny", seed=1)["success"].tolist() == [0.5]
     assert scoreboard.recorded("small").empty
     priced = rows.set_index(["method", "model", "seed"])["operations"]
-    assert priced["A*", "none", 0] == 40 * scoreboard.GREAT_CIRCLE
-    assert priced["best of 8, checked", "gru-16", 0] == 9e6 + 100 * scoreboard.GREAT_CIRCLE
+    assert priced["A*", "none", 0] == 40 * GREAT_CIRCLE
+    assert priced["best of 8, checked", "gru-16", 0] == 9e6 + 100 * GREAT_CIRCLE
 
 
 def test_seeds_are_averaged_and_their_range_told(ledger):

@@ -11,8 +11,7 @@ from scipy.stats import chisquare
 from citypaths.decoding import Budget
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
-from citypaths.map.graph import build_graph
-from citypaths.map.hashing import unit_hash
+from citypaths.map.graph import build_graph, unit_hash
 from studies.search import blind
 
 

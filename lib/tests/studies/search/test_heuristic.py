@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citypaths.decoding import Budget
-from citypaths.judging.floors import best_first
+from citypaths.map import best_first as best_first_module
+from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph, build_graph
 from citypaths.map.shortest_paths import shortest_path_trees
 from studies.search import CostToGo, ExactValue, a_star
@@ -79,7 +79,7 @@ def test_without_a_value_it_is_the_floor(asked):
         found = a_star(graph, source, target, weight=weight, g_weight=g_weight)
         same(found, best_first(graph, source, target, *weights))
     found = a_star(graph, source, target, weight=1.05, reopen=False)
-    same(found, best_first(graph, source, target, 1.0, 1.05))
+    same(found, best_first(graph, source, target, 1.0, 1.05, reopen=False))
 
 
 @pytest.mark.parametrize("low, high", [(0.5, 0.5), (0.9, 0.9), (0.0, 1.0), (0.8, 1.0)])
@@ -135,7 +135,7 @@ def scatter(seed: int, cities: int, two_way: bool) -> CityGraph:
     return build_graph(frame, 40, "two_way" if two_way else "eastward")
 
 
-# Counts by hand, and budgets
+# Counts by hand
 
 
 def spent(found) -> list[tuple]:
@@ -171,51 +171,16 @@ def test_counts_where_ways_meet(place):
     assert spent(once) == [(3, 5, 4)] and once.paths[0].tolist() == [0, 1, 3, 4]
 
 
-@pytest.mark.parametrize("limit", ["flops", "lookups", "expansions"])
-def test_budgets_are_never_exceeded_and_enough_is_enough(asked, limit):
-    graph, source, target, _, exact = asked
-    value = Wrapped(exact, 0.7, 1.0)
-    free = a_star(graph, source, target, value=value)
-    whole = getattr(free, limit)
-    for share in (0.0, 0.3, 0.8):
-        most = float(np.floor(share * np.median(whole)))
-        found = a_star(graph, source, target, value=value, budget=Budget(**{limit: most}))
-        assert (getattr(found, limit) <= most).all()
-        enough = whole <= most
-        for i in np.flatnonzero(enough):
-            assert found.paths[i].tolist() == free.paths[i].tolist()
-        stopped = [p.tolist() for p, ok in zip(found.paths, enough, strict=True) if not ok]
-        ends = [p[-1] for p in stopped]
-        goals = target[~enough]
-        assert all(len(p) == 1 or p[-1] == t for p, t in zip(stopped, goals, strict=True))
-        assert share > 0 or ends == source[~enough].tolist()
-    exactly = a_star(graph, source, target, value=value, budget=Budget(**{limit: whole.max()}))
-    same(exactly, free)
-
-
-def test_a_budget_stops_one_short(chain):
-    value = Wrapped(ExactValue(chain, np.arange(5)))
-    for budget, cost in (
-        (Budget(flops=3 * COST), (3, 4, 4)),
-        (Budget(flops=3 * COST - 1), (2, 2, 2)),
-        (Budget(lookups=3), (3, 3, 3)),
-        (Budget(expansions=1), (1, 1, 1)),
-        (Budget(flops=0), (0, 0, 0)),
-    ):
-        assert spent(a_star(chain, [0], [4], value=value, budget=budget)) == [cost]
-
-
 # The table
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunks_change_nothing(asked, chunk):
+def test_chunks_change_nothing(asked, chunk, monkeypatch):
     graph, source, target, _, exact = asked
     value = Wrapped(exact, 0.8, 1.1)
-    same(
-        a_star(graph, source, target, value=value, chunk=chunk),
-        a_star(graph, source, target, value=value),
-    )
+    whole = a_star(graph, source, target, value=value)
+    monkeypatch.setattr(best_first_module, "TABLE_CELLS", chunk * len(graph))
+    same(a_star(graph, source, target, value=value), whole)
 
 
 def test_a_network_is_asked_by_its_table(tennessee):
@@ -252,8 +217,6 @@ def test_argument_errors(chain):
         a_star(chain, [0], [1], weight=inf)
     with pytest.raises(ValueError, match="ids from 0 to 4"):
         a_star(chain, [0], [5])
-    with pytest.raises(ValueError, match="chunk is at least 1"):
-        a_star(chain, [0], [1], chunk=0)
     broken = Wrapped(ExactValue(chain, np.arange(5)))
     broken.togo = lambda city, target: torch.full(city.shape, torch.nan)
     with pytest.raises(ValueError, match="not a number"):
