@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,10 +44,8 @@ class Reverse(Network):
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
         """Return nats of each reversed path, float64 [N]."""
-        lengths = np.repeat(paths.lengths, paths.lengths)
-        at = np.arange(len(paths.tokens)) - np.repeat(paths.offsets[:-1], paths.lengths)
-        first = np.repeat(paths.offsets[:-1], paths.lengths)
-        turned = Paths(paths.tokens[first + lengths - 1 - at], paths.offsets)
+        ends = np.repeat(paths.offsets[:-1] + paths.offsets[1:] - 1, paths.lengths)
+        turned = Paths(paths.tokens[ends - np.arange(len(ends))], paths.offsets)
         return Likelihood(self.model).score(target, source, turned)
 
     def flops(self, paths: Paths) -> np.ndarray:
@@ -71,45 +68,19 @@ def reversed_batch(batch: Batch) -> Batch:
     return Batch(batch.target, batch.source, cities, labels)
 
 
-@dataclass(frozen=True)
-class _Hops:
-    """The hops of the paths that start and end where they should, end to end.
-
-    Attributes:
-        good: bool [N]. row: the path of each hop. city, follows, target: ids. left: hops to the
-            path's end, this one included.
-    """
-
-    good: np.ndarray
-    row: np.ndarray
-    city: np.ndarray
-    follows: np.ndarray
-    target: np.ndarray
-    left: np.ndarray
-
-    @classmethod
-    def of(cls, cities: int, source: np.ndarray, target: np.ndarray, paths: Paths) -> _Hops:
-        ids = np.pad(paths.padded(), ((0, 0), (0, 1)), constant_values=-1)
-        source, target, hops = np.asarray(source), np.asarray(target), paths.lengths - 1
-        if not len(source) == len(target) == len(ids):
-            raise ValueError(f"{len(source)} queries but {len(ids)} paths")
-        inside = np.arange(ids.shape[1]) <= hops[:, None]
-        good = (~inside | ((ids >= 0) & (ids < cities))).all(1) & (hops >= 0)
-        good &= (ids[:, 0] == source) & (ids[np.arange(len(ids)), np.maximum(hops, 0)] == target)
-        row, at = np.nonzero((np.arange(ids.shape[1]) < hops[:, None]) & good[:, None])
-        return cls(good, row, ids[row, at], ids[row, at + 1], target[row], hops[row] - at)
-
-    def energies(self, terms: np.ndarray) -> np.ndarray:
-        """Sum the terms of hops by path; LOST where the path is not `good`."""
-        return np.where(self.good, np.bincount(self.row, terms, len(self.good)), LOST)
-
-
 def _ask(call: Callable[..., Tensor], device: torch.device, *ids: np.ndarray) -> np.ndarray:
     """Call on slices of ids, for their memory; return float64."""
     slices = zip(*(torch.as_tensor(x, device=device).split(AT_ONCE) for x in ids), strict=True)
     with torch.inference_mode():
         parts = [call(*some).double().cpu().numpy() for some in slices]
     return np.concatenate([np.zeros(0), *parts])
+
+
+def _sums(good: np.ndarray, row: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Sums of the terms of hops by path, [N]; `row` counts the `good` ones, the others are LOST."""
+    out = np.full(len(good), LOST)
+    out[good] = np.bincount(row, terms, int(good.sum()))
+    return out
 
 
 class Inconsistency:
@@ -125,13 +96,15 @@ class Inconsistency:
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
         """Return kilometres, float64 [N]."""
-        hops = _Hops.of(len(self.graph), source, target, paths)
+        good = paths.leads(source, target)
+        row, a, b = paths.take(good).hops()
+        last = np.append(np.diff(row) > 0, True)[: len(row)]
         device = getattr(self.value, "device", torch.device("cpu"))
-        togo = _ask(self.value.togo, device, hops.city, hops.target)
-        after = np.where(hops.left > 1, np.append(togo[1:], 0.0)[: len(togo)], 0.0)
+        togo = _ask(self.value.togo, device, a, np.asarray(target, np.int64)[good][row])
+        after = np.where(last, 0.0, np.roll(togo, -1))
         with np.errstate(invalid="ignore"):  # infinity minus infinity, where there is no path
-            change = np.abs(self.graph.distance_km(hops.city, hops.follows) + after - togo)
-        return hops.energies(np.where(np.isfinite(change), change, LOST))
+            change = np.abs(self.graph.distance_km(a, b) + after - togo)
+        return _sums(good, row, np.where(np.isfinite(change), change, LOST))
 
     def flops(self, paths: Paths) -> np.ndarray:
         """Return an estimate a hop: the target needs none."""
@@ -155,11 +128,14 @@ class Doubt:
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
         """Return nats, float64 [N]."""
-        hops = _Hops.of(self.reach.cities, source, target, paths)
-        cities, ends = np.tile(hops.city, 2), np.append(hops.follows, hops.target)
-        within = np.append(np.ones_like(hops.left), hops.left)
-        doubt = -_ask(self.reach.log_within, self.reach.device, cities, ends, within)
-        return np.minimum(hops.energies(doubt.reshape(2, -1).sum(0)), LOST)
+        good = paths.leads(source, target)
+        row, a, b = paths.take(good).hops()
+        hops = paths.lengths[good] - 1
+        left = np.repeat(np.cumsum(hops), hops) - np.arange(len(row))
+        ends = np.append(b, np.asarray(target, np.int64)[good][row])
+        within = np.append(np.ones_like(left), left)
+        doubt = -_ask(self.reach.log_within, self.reach.device, np.tile(a, 2), ends, within)
+        return np.minimum(_sums(good, row, doubt.reshape(2, -1).sum(0)), LOST)
 
     def flops(self, paths: Paths) -> np.ndarray:
         """Return two calls a hop: is it one, and does the rest suffice?"""

@@ -172,10 +172,9 @@ class Judge(Network):
         return kept, sizes.gather(1, pick), usable.gather(1, pick)
 
     def score(self, source: np.ndarray, target: np.ndarray, paths: Paths) -> np.ndarray:
-        """Return energies, float64 [N]: LOST where a path leads not from its source to its target."""
+        """Return energies, float64 [N]: LOST where a path does not lead from source to target."""
         ids, lengths = paths.padded(), paths.lengths
-        ends = ids[np.arange(len(ids)), np.maximum(lengths - 1, 0)] if len(ids) else ids[:, :0]
-        good = np.flatnonzero((lengths > 0) & (ids[:, 0] == source) & (ends == target))
+        good = np.flatnonzero(paths.leads(source, target))
         out, where = np.full(len(paths), LOST), self.masked.device
         with torch.inference_mode():
             for some in np.array_split(good, max(1, -(-len(good) * ids.shape[1] // AT_ONCE))):

@@ -57,7 +57,9 @@ class PairNetwork(Network):
         ValueError: edge lengths are not great-circle km (a jittered or rounded graph).
     """
 
-    inside = 0.0  # share of training pairs that end at a random later city of the path, not its last
+    inside = (
+        0.0  # share of training pairs that end at a random later city of the path, not its last
+    )
 
     def __init__(self, graph: CityGraph, outputs: int, width: int) -> None:
         super().__init__()

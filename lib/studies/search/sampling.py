@@ -20,7 +20,8 @@ def stochastic_beam(
 ) -> Found:
     """Draw `width` distinct paths without replacement; keep the most probable that arrived.
 
-    After Kool et al. (2019). As many paths as a beam search keeps, at its cost, but they spread as samples do.
+    As many paths as a beam search keeps, at its cost, but they spread as samples do (Kool et al.
+    2019).
     """
     if width < 1:
         raise ValueError(f"width is at least 1, not {width}")

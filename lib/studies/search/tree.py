@@ -1,4 +1,4 @@
-"""Tree searches for many queries at once, in arrays: Monte-Carlo tree search, and beams by value."""
+"""Monte-Carlo tree search and beams by value, for many queries at once, in arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from citypaths.decoding.decode import SYNC_EVERY
 from citypaths.map.paths import Found
-from studies.search.worlds import FAR, Children, World, enter, found_of, queries_of
+from studies.search.worlds import FAR, Children, World, enter, found_of
 
 ROOM = 64  # nodes a tree has room for at first; doubled when full
 ROUNDING = 1e-5  # km by which hops rounded to millimetres may undercut great circles
@@ -37,16 +37,16 @@ def mcts(
     """
     if simulations < 1:
         raise ValueError(f"simulations are 1 or more, not {simulations}")
-    began, (source, target) = time.perf_counter(), queries_of(world, source, target)
+    began = time.perf_counter()
     trees, spent = grown(world, source, target, max_hops, simulations, c_puct)
     return found_of(trees.paths(), spent, began)
 
 
 def grown(
-    world: World, source: Tensor, target: Tensor, max_hops: int, simulations: int, c_puct: float
+    world: World, source, target, max_hops: int, simulations: int, c_puct: float
 ) -> tuple[Trees, Tensor]:
     """Return the trees [Q] after so many simulations each, or fewer, and what they spent [Q, 3]."""
-    latent, live, spent = enter(world, source, target)
+    source, target, latent, live, spent = enter(world, source, target)
     trees = Trees(world, source, target, latent, max_hops)
     children = world.expand(source, target, latent)
     spent += children.spent * live[:, None]
@@ -220,9 +220,9 @@ def beam_with_value(world: World, source, target, max_hops: int, *, width: int =
     """
     if width < 1:
         raise ValueError(f"width is at least 1, not {width}")
-    began, (source, target) = time.perf_counter(), queries_of(world, source, target)
-    latent, alive, spent = enter(world, source, target)
-    beams = _Beams(world, source, target, latent, max_hops)
+    began = time.perf_counter()
+    source, target, latent, alive, spent = enter(world, source, target)
+    beams = Beams(world, source, target, latent, max_hops)
     for hop in range(1, max_hops + 1):
         going = beams.going & alive[:, None]
         if (hop - 1) % SYNC_EVERY == 0 and not bool(going.any()):
@@ -232,7 +232,7 @@ def beam_with_value(world: World, source, target, max_hops: int, *, width: int =
     return found_of(beams.best(), spent, began)
 
 
-class _Beams:
+class Beams:
     """The partial paths of Q queries, best first: ids, km, to go [Q, B]; `way` [Q, B, hops + 1].
 
     `entered` [Q, V] is the least km at which a city was entered: a partial path that comes to it
@@ -242,18 +242,19 @@ class _Beams:
     def __init__(
         self, world: World, source: Tensor, goal: Tensor, latent: Tensor, max_hops: int
     ) -> None:
-        self.world, self.goal, self.city, self.latent = world, goal, source[:, None], latent[:, None]
+        self.world, self.goal, self.city, self.latent = (
+            world,
+            goal,
+            source[:, None],
+            latent[:, None],
+        )
         self.way = source.new_full((len(source), 1, max_hops + 1), -1)
         self.way[:, 0, 0] = source
         self.togo = world.straight(source, goal)[:, None]
         self.km = torch.zeros_like(self.togo)
         self.entered = self.km.new_full((len(source), world.cities), FAR)
         self.entered.scatter_(1, source[:, None], 0.0)
-
-    @property
-    def rank(self) -> Tensor:
-        """Km so far + to go, [Q, B]."""
-        return self.km + self.togo
+        self.rows = torch.arange(len(source), device=source.device)[:, None]
 
     @property
     def arrived(self) -> Tensor:
@@ -263,8 +264,9 @@ class _Beams:
     @property
     def going(self) -> Tensor:
         """Whether partial paths [Q, B] exist, have not arrived and come before all that have."""
-        least = self.rank.masked_fill(~self.arrived, FAR).amin(1, keepdim=True)
-        return ~self.arrived & (self.rank < least)
+        rank = self.km + self.togo
+        least = rank.masked_fill(~self.arrived, FAR).amin(1, keepdim=True)
+        return ~self.arrived & (rank < least)
 
     def advance(self, going: Tensor, width: int, hop: int) -> tuple[Tensor, Tensor]:
         """Take hop number `hop` on the partial paths `going` [Q, B]; keep the `width` best.
@@ -275,18 +277,27 @@ class _Beams:
         queries, before = self.city.shape
         goal = self.goal.repeat_interleave(before)
         children = self.world.expand(self.city.flatten(), goal, self.latent.flatten(0, 1))
+        spent = (children.spent.view(queries, before, 3) * going[..., None]).sum(1)
         city, togo = (x.view(queries, -1) for x in (children.city, children.togo))
         km = (self.km.flatten()[:, None] + children.km).view(queries, -1)
         km = km.masked_fill((city < 0) | ~going.repeat_interleave(self.world.width, 1), FAR)
         km = self._enter(city.clamp_min(0), km)
         moved = (km + togo).isfinite().any(1)
-        stays = self.rank.masked_fill(going & moved[:, None], FAR)
-        rank, pick = torch.cat([km + togo, stays], 1).topk(
-            min(width, km.shape[1] + before), largest=False
+        stays = (self.km + self.togo).masked_fill(going & moved[:, None], FAR)
+        ranks = torch.cat([km + togo, stays], 1)
+        rank, pick = ranks.topk(min(width, ranks.shape[1]), largest=False)
+        count = city.shape[1]  # children come first, then the partial paths that wait
+        parent = torch.where(pick < count, pick // self.world.width, pick - count)
+        city, km, togo = (
+            torch.cat([new, old], 1).gather(1, pick)
+            for new, old in ((city, self.city), (km, self.km), (togo, self.togo))
         )
-        self._follow(pick, children.latent.view(queries, city.shape[1], -1), city, km, togo, hop)
-        self.togo = self.togo.masked_fill(rank.isinf(), FAR)
-        return moved, (children.spent.view(queries, before, 3) * going[..., None]).sum(1)
+        latent = children.latent.reshape(queries, count, -1)
+        self.latent = torch.cat([latent, self.latent], 1)[self.rows, pick]
+        self.way = self.way[self.rows, parent]
+        self.way[:, :, hop] = torch.where(pick < count, city, self.way[:, :, hop])
+        self.city, self.km, self.togo = city, km, togo.masked_fill(rank.isinf(), FAR)
+        return moved, spent
 
     def _enter(self, city: Tensor, km: Tensor) -> Tensor:
         """Return km with infinity where the city was entered at no more before, or is now."""
@@ -294,25 +305,7 @@ class _Beams:
         self.entered = self.entered.scatter_reduce(1, city, km, "amin")
         return km.masked_fill(km > self.entered.gather(1, city), FAR)
 
-    def _follow(self, pick, latent, city, km, togo, hop: int) -> None:
-        """Keep what is picked [Q, kept] among children and then the old partial paths."""
-        queries, before = self.city.shape
-        count, rows = city.shape[1], torch.arange(queries, device=pick.device)[:, None]
-        moves = pick < count
-        parent = torch.where(moves, pick // (count // before), pick - count)
-        child = pick.clamp(max=count - 1)
-        old = (self.city, self.km, self.togo)
-        self.city, self.km, self.togo = (
-            torch.where(moves, new.gather(1, child), was[rows, parent])
-            for new, was in zip((city, km, togo), old, strict=True)
-        )
-        kept = self.latent[rows, parent]
-        self.latent = torch.where(moves[..., None], latent[rows, child], kept)
-        self.way = self.way[rows, parent]
-        self.way[:, :, hop] = torch.where(moves, self.city, self.way[:, :, hop])
-
     def best(self) -> Tensor:
         """Return the ids [Q, hops + 1] of the best path that arrived, or of the best so far."""
-        rank = torch.where(self.arrived, self.rank, self.rank + 1e9)
-        best = rank.argmin(1)
-        return self.way[torch.arange(len(best), device=best.device), best]
+        best = (self.km + self.togo + 1e9 * ~self.arrived).argmin(1, keepdim=True)
+        return self.way[self.rows, best][:, 0]

@@ -1,4 +1,4 @@
-"""What a tree search walks in: the map itself, or the latents of a model that foresees."""
+"""What a tree search walks in: the map itself, or the latents of a planner, which foresees."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from citypaths.decoding.decode import NEVER, Moves, device_of
+from citypaths.data.batches import IGNORE, Batch
+from citypaths.decoding.decode import NEVER, device_of
 from citypaths.decoding.scorers import Value
 from citypaths.map.graph import CityGraph
 from citypaths.map.great_circle import arc_km, unit_sphere
 from citypaths.map.paths import Found, Paths
-from citypaths.models.base import PathModel
-from studies.search.planner import Planner
+from citypaths.models.base import PathModel, nats, register
+from citypaths.models.rnn import RNN
 
 FAR = float("inf")
 BREADTH = 8  # most probable next cities that a planner imagines
 SURPRISE = 8.0  # km that an imagined hop costs for each nat of improbability: it may be no edge
 ASTRAY = 5.0  # km that certainty of being astray costs
+DETOURS = 1 + torch.linspace(0, 1, 16) ** 2  # km over great-circle km; most are near 1
+VALUE_WEIGHT = ASTRAY_WEIGHT = 0.25  # in the loss, of the detour to go and of being astray
 
 
 class GreatCircle:
@@ -30,7 +34,7 @@ class GreatCircle:
 
     def __init__(self, graph: CityGraph, device: torch.device | str = "cpu") -> None:
         """Keep the cities' places on `device`."""
-        self.sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon)).to(device)
+        self.sphere = torch.as_tensor(graph.sphere).to(device)
         self.device = self.sphere.device
 
     def togo(self, city: Tensor, target: Tensor) -> Tensor:
@@ -66,19 +70,20 @@ class MapWorld:
     def __init__(self, graph: CityGraph, model: PathModel | None, value: Value) -> None:
         self.model, self.value, self.cities = model, value, len(graph)
         where = device_of(model) if model is not None else getattr(value, "device", "cpu")
-        self.device, self.policy_flops = torch.device(where), 0
+        self.device, self.begin_flops, self.policy_flops = torch.device(where), 0, 0
         if model is not None:
             self.policy_flops = model.flops_to_start + model.flops_per_step()
-        self.table = Moves.of(graph, self.device).table
-        self.width = self.table.shape[1]
-        km = torch.full(self.table.shape, torch.inf, dtype=torch.float64)
-        km[self.table.cpu() < self.cities] = torch.as_tensor(graph.mm / 1e6)
-        self.km = km.to(self.device)
+        km = np.full(graph.neighbour_table.shape, np.inf)
+        km[graph.neighbour_table < self.cities] = graph.mm / 1e6
+        self.table, self.km = (
+            torch.as_tensor(x).to(self.device) for x in (graph.neighbour_table, km)
+        )
+        self.width = km.shape[1]
         self.straight = GreatCircle(graph, self.device).togo
 
-    def begin(self, source: Tensor, target: Tensor) -> tuple[Tensor, int]:
-        """Return latents [N, 0] and no operations: nothing is kept of the way."""
-        return torch.zeros(len(source), 0, device=self.device), 0
+    def begin(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return latents [N, 0]: nothing is kept of the way."""
+        return torch.zeros(len(source), 0, device=self.device)
 
     def expand(self, city: Tensor, target: Tensor, latent: Tensor) -> Children:
         """Return the children of cities [N] on the way to their targets."""
@@ -99,6 +104,101 @@ class MapWorld:
         return Children(child.where(real, -1), prior.double(), self.km[city], togo, kept, spent)
 
 
+@register("planner")
+class Planner(RNN):
+    """A GRU over latents with a policy head and a value head, to be searched without the map.
+
+    The latent is the hidden state; reading a city is its transition. The policy head gives logits
+    of the next city. The value head is a distribution over the detour still to go (km over
+    great-circle km, a two-hot code on `DETOURS`) with one more class: astray, learned from its own
+    wrong hops. The reward, a hop's great circle, is known. After value prediction networks (Oh et
+    al. 2017) and MuZero (Schrittwieser et al. 2020). Of the graph no edge is read.
+    """
+
+    def __init__(self, graph: CityGraph, *, width: int = 128, tied: bool = False) -> None:
+        super().__init__(graph, width=width, tied=tied)
+        self.value = nn.Linear(self.width, len(DETOURS) + 1)
+        sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon))
+        self.register_buffer("sphere", sphere, persistent=False)
+        self.register_buffer("points", DETOURS.clone(), persistent=False)
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return nats a hop of the policy, plus the weighted cross-entropies of the value."""
+        state = self.start(batch.source, batch.target)
+        inputs = self.inputs(batch.cities, state["goal"][:, None])
+        hidden, _ = self._run(inputs, state["memory"], 1)
+        logits = self.head(hidden)
+        real = (batch.labels != IGNORE).float()
+        foreseen = -(self._two_hot(batch) * F.log_softmax(self.value(hidden).float(), -1)).sum(-1)
+        astray = self._after_wrong_hop(batch, hidden, logits.detach())
+        extra = VALUE_WEIGHT * foreseen + ASTRAY_WEIGHT * astray
+        arrived = VALUE_WEIGHT * self._at_target(batch, hidden)
+        return nats(logits, batch) + ((extra * real).sum() + arrived.sum()) / real.sum()
+
+    def _at_target(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Nats [B] of knowing that a path has arrived by its own last hop, and is not astray."""
+        last = (batch.labels != IGNORE).sum(1) - 1
+        before = hidden[torch.arange(len(batch), device=last.device), last]
+        after = self.value(self.transition(before, batch.target, batch.target)).float()
+        return -F.log_softmax(after, -1)[:, 0]
+
+    def _two_hot(self, batch: Batch) -> Tensor:
+        """The detour still to go from each city, [B, T, classes]: weights of its two points."""
+        real = batch.labels != IGNORE
+        hop = self.km(batch.cities, batch.labels.where(real, batch.cities)) * real
+        togo = hop.flip(1).cumsum(1).flip(1)
+        straight = self.km(batch.cities, batch.target[:, None]).clamp_min(1e-3)
+        ratio = (togo / straight).float().clamp(1.0, float(self.points[-1]))
+        above = torch.searchsorted(self.points, ratio).clamp(1, len(self.points) - 1)
+        low, high = self.points[above - 1], self.points[above]
+        share = (ratio - low) / (high - low)
+        code = share.new_zeros(*share.shape, len(self.points) + 1)
+        code.scatter_(-1, above[..., None] - 1, 1 - share[..., None])
+        return code.scatter_(-1, above[..., None], share[..., None])
+
+    def _after_wrong_hop(self, batch: Batch, hidden: Tensor, logits: Tensor) -> Tensor:
+        """Nats [B, T] of knowing to be astray after an own hop that the path does not take."""
+        scores = logits.float().scatter(-1, batch.labels.clamp_min(0)[..., None], float("-inf"))
+        if self.training:
+            scores = scores - torch.log(-torch.log(torch.rand_like(scores).clamp(1e-20, 1 - 1e-7)))
+        target = batch.target[:, None].expand_as(batch.labels)
+        rows = (hidden.flatten(0, 1), scores.argmax(-1).flatten(), target.flatten())
+        after = self.value(self.transition(*rows)).float()
+        return -F.log_softmax(after, -1)[:, -1].view(batch.labels.shape)
+
+    def km(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the reward's size: great-circle km between cities, float64."""
+        return arc_km(self.sphere, a, b)
+
+    def transition(self, latent: Tensor, city: Tensor, target: Tensor) -> Tensor:
+        """Return the latents [N, width] after the hops to cities [N]; a source's is from zeros."""
+        inputs = self.inputs(city, self.inputs.goal(target))
+        # Not `self.rnn`: a call of one step on a CPU is prepared anew for every number of rows.
+        return torch.gru_cell(inputs, latent, *self.rnn.all_weights[0])
+
+    def outlook(self, latent: Tensor, city: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return km still to go if on a shortest path, and the probability of being astray, [N]."""
+        p = self.value(latent).float().softmax(-1)
+        ratio = (p[:, :-1] * self.points).sum(-1) / p[:, :-1].sum(-1).clamp_min(1e-9)
+        return ratio * self.km(city, target), p[:, -1]
+
+    @property
+    def transition_flops(self) -> int:
+        """Return the operations of one transition, the query's goal vector at hand."""
+        return self.inputs.flops + self._cell_flops
+
+    @property
+    def outlook_flops(self) -> int:
+        """Return the operations of one `outlook`."""
+        return 2 * self.width * self.value.out_features
+
+    @property
+    def training_flops_per_step(self) -> float:
+        """Return those of policy and value, and of the value again after a wrong hop."""
+        foresee = self.transition_flops + 2 * self.outlook_flops + 2 * self.width * self.width
+        return 3 * (self.flops_per_step() + foresee)
+
+
 class LatentWorld:
     """A planner's own latents: the hops it would take, imagined closed-book.
 
@@ -112,15 +212,17 @@ class LatentWorld:
         self.width, self.device = min(breadth, planner.cities), planner.sphere.device
         self.straight = planner.km
         each = planner.transition_flops + planner.outlook_flops
-        self.flops = float(planner.policy_flops + self.width * each)
+        self.begin_flops = planner.flops_to_start + planner.transition_flops
+        self.flops = float(planner.head.flops + self.width * each)
 
-    def begin(self, source: Tensor, target: Tensor) -> tuple[Tensor, int]:
-        """Return the latents [N, L] of sources [N], and their operations for one query."""
-        return self.planner.begin(source, target), self.planner.begin_flops
+    def begin(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return the latents [N, L] of sources [N], which are read."""
+        nothing = self.planner.value.weight.new_zeros(len(source), self.planner.width)
+        return self.planner.transition(nothing, source, target)
 
     def expand(self, city: Tensor, target: Tensor, latent: Tensor) -> Children:
         """Return the children of cities [N] on the way to their targets."""
-        log_p, child = self.planner.policy(latent).double().log_softmax(-1).topk(self.width)
+        log_p, child = self.planner.head(latent).double().log_softmax(-1).topk(self.width)
         km = self.planner.km(city[:, None], child) - SURPRISE * log_p
         goal, rows = target.repeat_interleave(self.width), child.flatten()
         after = self.planner.transition(latent.repeat_interleave(self.width, 0), rows, goal)
@@ -136,26 +238,25 @@ class LatentWorld:
 World = MapWorld | LatentWorld
 
 
-def queries_of(world: World, source, target) -> tuple[Tensor, Tensor]:
-    """Return ids [Q] on the world's device.
+def enter(world: World, source, target) -> tuple[Tensor, ...]:
+    """Return queries on the world's device, latents [Q, L], who has a way to go, what it spent.
+
+    Returns: source, target int64 [Q], latent, going bool [Q], spent float64 [Q, 3].
 
     Raises:
         ValueError: not as many sources as targets, or an id that is no city.
     """
-    ids = [torch.tensor(np.array(x, np.int64), device=world.device) for x in (source, target)]
-    if len(ids[0]) != len(ids[1]):
-        raise ValueError(f"{len(ids[0])} sources but {len(ids[1])} targets")
-    if any(bool(((x < 0) | (x >= world.cities)).any()) for x in ids):
+    source, target = (
+        torch.tensor(np.array(x, np.int64), device=world.device) for x in (source, target)
+    )
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
+    if any(bool(((x < 0) | (x >= world.cities)).any()) for x in (source, target)):
         raise ValueError(f"cities have ids from 0 to {world.cities - 1}")
-    return ids[0], ids[1]
-
-
-def enter(world: World, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the latents [Q, L] of sources, who has a way to go [Q], and what each spent [Q, 3]."""
-    (latent, flops), going = world.begin(source, target), source != target
+    going = source != target
     spent = torch.zeros(len(source), 3, dtype=torch.float64, device=world.device)
-    spent[:, 0] = flops * going
-    return latent, going, spent
+    spent[:, 0] = world.begin_flops * going
+    return source, target, world.begin(source, target), going, spent
 
 
 def found_of(ids: Tensor, spent: Tensor, began: float) -> Found:
