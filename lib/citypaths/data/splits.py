@@ -6,6 +6,8 @@
 `target`   test rows end at cities no training or validation row ends at.
 `region`   training and validation paths stay out of a disc; test rows begin or end inside it.
 `long`     test paths have more hops than any training or validation path.
+`held_out` test and validation pairs are drawn first, as in `pair`; a training path that passes
+           through both ends of one, in either direction, is rejected: nothing is contained.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from citypaths.map.shortest_paths import count_reachable, paths, shortest_path_t
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 PARTS = ("train", "valid", "test")
-Split = Literal["pair", "ordered", "target", "region", "long"]
-SPLITS = ("pair", "ordered", "target", "region", "long")
+Split = Literal["pair", "ordered", "target", "region", "long", "held_out"]
+SPLITS = ("pair", "ordered", "target", "region", "long", "held_out")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def recipe_for(
     """Return the recipe that samples about so many paths into each part.
 
     The counts are goals, met in expectation; when more are asked than there are reachable pairs,
-    the rates shrink in proportion. `long_quantile` of sampled hop counts bounds training paths.
+    the rates shrink in proportion (of `held_out` that of training alone, whose paths are counted
+    before those that contain a query are rejected). `long_quantile` of sampled hop counts bounds
+    training paths.
     """
     reachable = count_reachable(graph)
     if not reachable:
@@ -86,6 +90,8 @@ def recipe_for(
     trains, tests = _eligible_shares(blank, graph, sample)
     eligible = reachable * np.array([trains or 1.0, trains or 1.0, tests or 1.0])
     rates = np.array([train, valid, test], float) / eligible
+    if split == "held_out":  # what is held out keeps its count; training takes what is left
+        rates[0] = min(rates[0], max(0.0, 1.0 - rates[1:].sum()))
     rates = rates / max(1.0, rates.sum())
     train_rate, valid_rate, test_rate = rates.tolist()
     return replace(blank, train_rate=train_rate, valid_rate=valid_rate, test_rate=test_rate)
@@ -125,10 +131,7 @@ def pair_drawer(recipe: Recipe, graph: CityGraph) -> Drawer:
     counts along `targets`. Sorted by row then source.
     """
     ids = np.arange(len(graph))
-    state = hash_state(recipe.seed, ids)
-    edges = np.cumsum([recipe.test_rate, recipe.valid_rate, recipe.train_rate])
-    edges[-1] += 1e-12 if edges[-1] >= 1 else 0
-    limits = np.ceil(edges * 2**53).astype(np.int64)
+    state, limits = hash_state(recipe.seed, ids), _limits(recipe)
     held = held_cities(recipe, graph) if recipe.split in ("target", "region") else None
     by_target = held if held is not None else np.zeros(0, bool)
     by_source = by_target if recipe.split == "region" else np.zeros(0, bool)
@@ -138,6 +141,13 @@ def pair_drawer(recipe: Recipe, graph: CityGraph) -> Drawer:
         return _draw(targets, next_city, state, limits, *switches)
 
     return draw
+
+
+def _limits(recipe: Recipe) -> np.ndarray:
+    """Below which hash a pair is a test, a validation or a training pair, int64 [3]."""
+    edges = np.cumsum([recipe.test_rate, recipe.valid_rate, recipe.train_rate])
+    edges[-1] += 1e-12 if edges[-1] >= 1 else 0
+    return np.ceil(edges * 2**53).astype(np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -199,4 +209,37 @@ def admit(recipe: Recipe, graph: CityGraph, part: np.ndarray, found: Paths) -> n
         return (part == TEST) | (touched == 0)
     if recipe.split == "long":
         return (part == TEST) == (found.lengths - 1 > recipe.max_train_hops)
+    if recipe.split == "held_out":
+        state = hash_state(recipe.seed, np.arange(len(graph)))
+        held = _passes_held(found.tokens, found.offsets, state, _limits(recipe)[1])
+        return (part != TRAIN) | ~held
     return np.ones(len(part), bool)
+
+
+@njit(cache=True, nogil=True)
+def _passes_held(tokens, offsets, state, limit):
+    """Whether each path passes through both ends of a held-out pair, bool [paths].
+
+    Paths to one target form a tree, so what was found from a city on holds for all that join it.
+    """
+    passes = np.zeros(len(offsets) - 1, np.bool_)
+    known, dirty = np.zeros(len(state), np.int64), np.zeros(len(state), np.bool_)
+    target, stamp = -1, 0
+    for p in range(len(passes)):
+        first, last = offsets[p], offsets[p + 1] - 1
+        if tokens[last] != target:
+            target, stamp = tokens[last], stamp + 1
+        begin = first
+        while begin < last and known[tokens[begin]] != stamp:
+            begin += 1
+        found = begin < last and dirty[tokens[begin]]
+        for i in range(begin - 1, first - 1, -1):
+            a = np.int64(tokens[i])
+            j = i + 1
+            while not found and j <= last:
+                b = np.int64(tokens[j])
+                found = hash_next(state[min(a, b)], max(a, b)) < limit
+                j += 1
+            known[a], dirty[a] = stamp, found
+        passes[p] = found
+    return passes

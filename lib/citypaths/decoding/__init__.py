@@ -1,10 +1,9 @@
 """Decoding: from a model and queries to paths, with the compute that each query spent."""
 
 from citypaths.decoding.attempts import Attempts, draw
-from citypaths.decoding.batching import Interrupted, in_parts
 from citypaths.decoding.best_of import best_of, expected_best, scored, stitch, stitched
 from citypaths.decoding.budget import Budget
-from citypaths.decoding.decode import Moves, beam, greedy, sample
+from citypaths.decoding.decode import Interrupted, Moves, beam, greedy, in_parts, sample
 from citypaths.decoding.likelihood import Likelihood
 from citypaths.decoding.scorers import LOST, PathLength, Scorer, Sum, Value
 

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from citypaths.decoding.budget import Budget
-from citypaths.decoding.decode import NEVER, Moves, device_of
+from citypaths.decoding.decode import NEVER, Moves, evaluating
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
 from citypaths.models.base import PathModel
@@ -59,30 +58,23 @@ def draw(
     *,
     temperature: float = 1.0,
     checked_by: CityGraph | None = None,
-    budget: Budget | None = None,
-    loops: int | None = None,
     seed: int = 0,
 ) -> Attempts:
     """Draw `n` independent paths for each query from the model's distribution at `temperature`.
 
     With `checked_by`, a hop is looked up before it is taken and drawn again where it is no edge;
-    no hop of a query is looked up twice. A query whose next step would exceed the `budget` ends
-    there: its attempts are as long as they are.
+    no hop of a query is looked up twice.
     """
     if n < 1 or temperature <= 0 or max_hops < 1:
         raise ValueError(f"{n} attempts at temperature {temperature} of {max_hops} hops at most")
-    began, device, was_training = time.perf_counter(), device_of(model), model.training
-    ids = [torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)]
-    moves = Moves.of(checked_by, device) if checked_by is not None else None
-    random = torch.Generator(device).manual_seed(seed)
-    model.eval()
-    with torch.inference_mode():
-        run = _Drawing(model, *ids, n, temperature, moves, budget or Budget(), loops, random)
-        while run.out.shape[1] <= max_hops and run.advance():
-            pass
-        attempts = run.finish(began)
-    model.train(was_training)
-    return attempts
+    began = time.perf_counter()
+    with evaluating(model) as device:
+        ids = [torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)]
+        moves = Moves.of(checked_by, device) if checked_by is not None else None
+        run = _Drawing(model, *ids, n, temperature, moves, seed)
+        while run.out.shape[1] <= max_hops and len(run.query):
+            run.advance()
+        return run.finish(began)
 
 
 class _Drawing:
@@ -90,19 +82,17 @@ class _Drawing:
 
     def __init__(
         self, model: PathModel, source: Tensor, target: Tensor, n: int, temperature: float,
-        moves: Moves | None, budget: Budget, loops: int | None, random: torch.Generator,
+        moves: Moves | None, seed: int,
     ) -> None:  # fmt: skip
-        self.model, self.target, self.temperature = model, target, temperature
-        self.moves, self.budget, self.loops, self.random = moves, budget, loops, random
+        self.model, self.target, self.temperature, self.moves = model, target, temperature, moves
+        self.random = torch.Generator(source.device).manual_seed(seed)
         self.query = torch.arange(len(source), device=source.device)
         self.count, self.out = torch.full_like(source, n), source[:, None]
         self.log_p = torch.zeros(len(source), dtype=torch.float64, device=source.device)
         self.flops = torch.zeros_like(self.log_p)
         self.known = source.new_zeros(0)  # hops looked up, (query * V + city) * V + next, rising
-        self.looked = torch.zeros_like(source)  # how many of them are each query's
-        self.broke = torch.zeros_like(source, dtype=torch.bool)  # no look-up left
         self.ended: list[tuple[Tensor, ...]] = []
-        self.state = model.start(source, target, loops)
+        self.state = model.start(source, target)
         self._leave(source == target)
 
     def _rows(self) -> tuple[Tensor, ...]:
@@ -115,29 +105,17 @@ class _Drawing:
         if bool(gone.any()):
             self.state = self.model.reorder(self.state, (~gone).nonzero().flatten())
 
-    def advance(self) -> bool:
-        """Take one step on all rows; return whether any attempt is still in progress."""
-        self._leave(~self._affordable())
-        if not len(self.query):
-            return False
+    def advance(self) -> None:
+        """Take one step on all rows."""
+        price = self.model.flops_per_step() * torch.bincount(self.query, minlength=len(self.target))
+        first = (price > 0) & (self.flops == 0)
+        self.flops += price + first * self.model.flops_to_start
         logits, self.state = self.model.step(self.out[:, -1], self.state)
         log_p, legal = (logits.float() / self.temperature).log_softmax(-1), None
         if self.moves is not None:
             legal = self.moves.mask(self.out[:, -1], log_p)
             legal = legal - legal.logsumexp(-1, keepdim=True)
         self._branch(*self._draws(log_p, legal), log_p if legal is None else legal)
-        return bool(len(self.query))
-
-    def _affordable(self) -> Tensor:
-        """Charge each query for a step of its rows; return which rows can pay, bool [R]."""
-        price = self.model.flops_per_step(self.loops) * self._tally(self.query)
-        total = self.flops + price + (self.flops == 0) * self.model.flops_to_start
-        within = (total <= self.budget.flops) & ~self.broke
-        self.flops = torch.where(within & (price > 0), total, self.flops)
-        return within[self.query]
-
-    def _tally(self, query: Tensor) -> Tensor:
-        return torch.bincount(query, minlength=len(self.target))
 
     def _draws(self, log_p: Tensor, legal: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draw the next city of each attempt: rows [D] and cities [D]; row -1 where there is none.
@@ -161,7 +139,7 @@ class _Drawing:
             best, city[some] = score.masked_fill(legal[at] == NEVER, NEVER).max(-1)
             tried, to = (score >= best[:, None]).nonzero(as_tuple=True)
             self._look_up(at[tried], to)
-        return torch.where(self.broke[self.query[row]], -1, row), city
+        return row, city
 
     def _pick(self, weight: Tensor, row: Tensor) -> Tensor:
         """Draw a city for each of `row` [D] by the weights [R, V] of its row."""
@@ -173,14 +151,11 @@ class _Drawing:
         return (at - row * weight.shape[1]).clamp(0, weight.shape[1] - 1)
 
     def _look_up(self, at: Tensor, to: Tensor) -> None:
-        """Look up the hops from rows `at` to cities `to`, but for queries that cannot pay."""
+        """Look up the hops from rows `at` to cities `to`."""
         cities = self.model.cities
         keys = torch.unique((self.query[at] * cities + self.out[at, -1]) * cities + to)
         known = torch.cat([self.known, keys.new_full((1,), -1)])
         new = keys[known[torch.searchsorted(self.known, keys)] != keys]
-        self.broke |= self.looked + self._tally(new // cities**2) > self.budget.lookups
-        new = new[~self.broke[new // cities**2]]
-        self.looked += self._tally(new // cities**2)
         self.known = _merged(self.known, new)
 
     def _branch(self, row: Tensor, city: Tensor, log_p: Tensor) -> None:

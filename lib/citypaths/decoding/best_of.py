@@ -21,8 +21,8 @@ def best_of(
 ) -> Found:
     """Draw `n` attempts at each query and keep the one of least energy, on ties the most drawn.
 
-    Options are those of `draw`: `temperature`, `checked_by`, `budget` (of the drawing alone),
-    `seed`. Each distinct path is scored once, and a hop that was looked up is known.
+    Options are those of `draw`: `temperature`, `checked_by`, `seed`. Each distinct path is scored
+    once, and a hop that was looked up is known.
     """
     began = time.perf_counter()
     attempts = draw(model, source, target, max_hops, n, **options)

@@ -8,12 +8,15 @@ probable down until enough legal ones are found.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Found, Paths
@@ -41,7 +44,7 @@ class Moves:
 
 def greedy(model: PathModel, source, target, max_hops: int, **options) -> Found:
     """Take the most probable city at every step; options: `checked_by`, `loops`, `batch`."""
-    return _in_batches(_rollout, model, source, target, max_hops, noise=None, **options)
+    return _decoded(_walk, model, source, target, max_hops, noise=None, **options)
 
 
 def sample(
@@ -66,7 +69,7 @@ def sample(
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
         return logits / temperature - torch.log(-torch.log(uniform.clamp_min(1e-20)))
 
-    return _in_batches(_rollout, model, source, target, max_hops, noise=noise, **options)
+    return _decoded(_walk, model, source, target, max_hops, noise=noise, **options)
 
 
 def beam(model: PathModel, source, target, max_hops: int, *, width: int = 8, **options) -> Found:
@@ -76,7 +79,7 @@ def beam(model: PathModel, source, target, max_hops: int, *, width: int = 8, **o
     """
     if width < 1:
         raise ValueError(f"width is at least 1, not {width}")
-    return _in_batches(_beam, model, source, target, max_hops, width=width, **options)
+    return _decoded(_beam, model, source, target, max_hops, width=width, **options)
 
 
 def device_of(model: PathModel) -> torch.device:
@@ -84,42 +87,85 @@ def device_of(model: PathModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def _in_batches(
+@contextmanager
+def evaluating(model: PathModel) -> Iterator[torch.device]:
+    """Put a model in evaluation mode without gradients for a while; yield where it is."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield device_of(model)
+    finally:
+        model.train(was_training)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A search was stopped; `found` holds what the first queries came to, in order."""
+
+    def __init__(self, found: Found, queries: int) -> None:
+        kept = f"{len(found.paths):,} of {queries:,} queries are finished: see error.found"
+        super().__init__(f"the search was stopped; {kept}")
+        self.found = found
+
+
+def in_parts(
+    method: Callable[..., Found],
+    source,
+    target,
+    *,
+    part: int = 256,
+    name: str = "",
+    **options: Any,
+) -> Found:
+    """Call `method(source, target, **options)` on slices of the queries and join the results.
+
+    Args:
+        part: queries a slice. name: stands beside a progress bar; without one there is none.
+        options: passed on; a `seed` is raised by the number of the slice's first query.
+
+    Raises:
+        Interrupted: on a keyboard interrupt, with the finished queries in `found`.
+    """
+    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
+    done: list[Found] = []
+    with tqdm(total=len(source), desc=name, unit="query", leave=False, disable=not name) as bar:
+        for first in range(0, len(source), part):
+            slices = (source[first : first + part], target[first : first + part])
+            own = options | ({"seed": options["seed"] + first} if "seed" in options else {})
+            try:
+                done.append(method(*slices, **own))
+            except KeyboardInterrupt:
+                raise Interrupted(Found.concatenate(done), len(source)) from None
+            bar.update(len(slices[0]))
+    return Found.concatenate(done)
+
+
+def _decoded(
     decode: Callable, model: PathModel, source, target, max_hops: int, *, batch: int = 1024,
     checked_by: CityGraph | None = None, loops: int | None = None, **options,
 ) -> Found:  # fmt: skip
-    """Run `decode` over slices of the queries and put their paths and costs together."""
+    """Run `decode`, which returns padded ids, lengths, model steps and look-ups, in batches."""
     if max_hops < 1:
         raise ValueError(f"max_hops is at least 1, not {max_hops}")
-    began, device, was_training = time.perf_counter(), device_of(model), model.training
-    moves = Moves.of(checked_by, device) if checked_by is not None else None
-    source, target = (
-        torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)
-    )
-    if len(source) != len(target):
-        raise ValueError(f"{len(source)} sources but {len(target)} targets")
-    model.eval()
-    with torch.inference_mode():
-        parts = [
-            decode(model, s, t, max_hops, moves=moves, loops=loops, **options)
-            for s, t in zip(source.split(batch), target.split(batch), strict=True)
-            if len(s)
-        ]
-    model.train(was_training)
-    found = Paths.concatenate([Paths.from_padded(p[0], p[1]) for p in parts])
-    steps, lookups = (np.concatenate([np.zeros(0), *(p[i] for p in parts)]) for i in (2, 3))
-    flops = steps * model.flops_per_step(loops) + (steps > 0) * model.flops_to_start
-    return Found(found, flops, lookups, np.zeros(len(found)), time.perf_counter() - began)
+    began = time.perf_counter()
+    with evaluating(model) as device:
+        moves = Moves.of(checked_by, device) if checked_by is not None else None
 
+        def slice_of(source: np.ndarray, target: np.ndarray) -> Found:
+            ids = (torch.as_tensor(x, device=device) for x in (source, target))
+            parts = decode(model, *ids, max_hops, moves=moves, loops=loops, **options)
+            out, lengths, steps, lookups = (x.cpu().numpy() for x in parts)
+            flops = steps * model.flops_per_step(loops) + (steps > 0) * model.flops_to_start
+            return Found(Paths.from_padded(out, lengths), flops, lookups, np.zeros(len(out)), 0.0)
 
-def _rollout(model: PathModel, source, target, max_hops, **options):
-    """One path a query. Returns padded ids, lengths, model steps and look-ups, each by query."""
-    walked = _walk(model, source, target, max_hops, **options)
-    return tuple(x.cpu().numpy() for x in walked)
+        found = in_parts(slice_of, source, target, part=batch)
+    return replace(found, seconds=time.perf_counter() - began)
 
 
 def _walk(model: PathModel, source, target, max_hops, *, moves, loops, noise):
-    """See `_rollout`: tensors on the device."""
+    """One path a query."""
     out = source.new_full((len(source), max_hops + 1), -1)
     out[:, 0] = city = source
     state, alive = model.start(source, target, loops), source != target
@@ -176,7 +222,7 @@ def _beam(model: PathModel, source, target, max_hops, *, moves, loops, width):
     query, out, steps, lookups = (torch.cat(parts) for parts in zip(*done, strict=True))
     order = query.argsort()
     columns = (out, (out >= 0).sum(1), steps, lookups)
-    return tuple(column[order].cpu().numpy() for column in columns)
+    return tuple(column[order] for column in columns)
 
 
 @dataclass

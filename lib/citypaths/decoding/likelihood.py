@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from citypaths.data.batches import Batch, batch_of_paths
+from citypaths.decoding.decode import evaluating
 from citypaths.decoding.scorers import LOST
 from citypaths.map.paths import Paths
 from citypaths.models.base import PathModel, nats
@@ -42,9 +43,7 @@ class Likelihood:
         out = np.zeros((len(paths), max(0, int(paths.lengths.max(initial=1)) - 1)))
         rows = np.flatnonzero(paths.lengths > 1)
         rows = rows[np.argsort(paths.lengths[rows], kind="stable")]  # alike in length: no padding
-        where, was_training = next(self.model.parameters()).device, self.model.training
-        self.model.eval()
-        with torch.inference_mode():
+        with evaluating(self.model) as where:
             for some in np.array_split(rows, -(-int(paths.lengths[rows].sum()) // AT_ONCE) or 1):
                 if len(some):
                     batch = batch_of_paths(paths.take(some), where)
@@ -54,7 +53,6 @@ class Likelihood:
                     batch = Batch(*ids, batch.cities, batch.labels)
                     each = nats(self.model(batch), batch, "none").view_as(batch.labels)
                     out[some, : each.shape[1]] = each.double().cpu().numpy()
-        self.model.train(was_training)
         return out
 
     def flops(self, paths: Paths) -> np.ndarray:

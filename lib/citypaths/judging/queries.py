@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from citypaths.data.dataset import Dataset, Rows
+from citypaths.decoding import in_parts
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import by_detour, by_hops, judge, ledger_rates
 from citypaths.map.graph import CityGraph
@@ -66,9 +67,23 @@ class Queries:
         groups = {"by_hops": by_hops(rows.hops), "by_detour": by_detour(rows.km / self.straight_km)}
         return judge(*args).assign(**extra, **groups)
 
-    def decode(self, decoder: Callable[..., Found], model: Any, **options: Any) -> Found:
-        """Run a decoder of `citypaths.decoding` on these queries with the graph's hop limit."""
-        return decoder(model, self.rows.source, self.rows.target, self.max_hops, **options)
+    def decode(
+        self, decoder: Callable[..., Found], model: Any, *, part: int = 0, name: str = "", **options
+    ) -> Found:
+        """Run a decoder such as `decoding.greedy` on these queries, `max_hops` hops at most.
+
+        Args:
+            part, name: run it on so many queries at a time, with progress; see `in_parts`, which
+                raises a `seed` from part to part. 0: on all at once.
+        """
+
+        def run(source: np.ndarray, target: np.ndarray, **given: Any) -> Found:
+            return decoder(model, source, target, self.max_hops, **given)
+
+        ids = (self.rows.source, self.rows.target)
+        return (
+            in_parts(run, *ids, part=part, name=name, **options) if part else run(*ids, **options)
+        )
 
     @cached_property
     def max_hops(self) -> int:

@@ -177,6 +177,39 @@ def test_long_split_tests_longer_paths_than_it_trains(cases, orientation):
     assert longest == made.recipe.max_train_hops
 
 
+def held_by_hash(recipe: Recipe, cities: int) -> np.ndarray:
+    """Which pairs are drawn for validation or test, bool [cities, cities], symmetric."""
+    a, b = np.triu_indices(cities, 1)
+    held = np.zeros((cities, cities), bool)
+    held[a, b] = unit_hash(recipe.seed, a, b) < recipe.test_rate + recipe.valid_rate
+    return held | held.T
+
+
+def passes(path: np.ndarray, held: np.ndarray) -> bool:
+    return bool(np.triu(held[np.ix_(path, path)]).any())
+
+
+def test_held_out_rejects_exactly_the_paths_that_contain_a_query(cases, orientation):
+    """What `pair` would train less the paths through both ends of a held pair, and no more."""
+    made = cases("held_out", orientation)
+    held = held_by_hash(made.recipe, len(made.graph))
+    assert not made.contained(made.rows("test")).any()
+    assert not made.contained(made.rows("valid")).any()
+    plain = live_dataset(made.graph, replace(made.recipe, split="pair"))
+    drawn = plain.rows("train")
+    kept = {q for q, p in zip(queries(drawn), drawn.paths, strict=True) if not passes(p, held)}
+    assert set(queries(made.rows("train"))) == kept
+    assert 0 < len(kept) < len(drawn)
+    for part in ("valid", "test"):
+        assert queries(made.rows(part)) == queries(plain.rows(part))
+
+
+def test_held_out_training_takes_what_the_queries_leave(tennessee):
+    recipe = recipe_for(tennessee, train=10**9, valid=50, test=100, split="held_out")
+    assert recipe.train_rate + recipe.valid_rate + recipe.test_rate == pytest.approx(1)
+    assert recipe.test_rate == pytest.approx(100 / count_reachable(tennessee))
+
+
 def eligible(made) -> tuple[np.ndarray, np.ndarray]:
     """Brute force over all reachable pairs: which may train, and which may test."""
     trees = shortest_path_trees(made.graph, np.arange(len(made.graph)))
@@ -192,16 +225,21 @@ def eligible(made) -> tuple[np.ndarray, np.ndarray]:
     if split == "long":
         short = found.lengths - 1 <= made.recipe.max_train_hops
         return short, ~short
+    if split == "held_out":
+        held_pairs = held_by_hash(made.recipe, len(made.graph))
+        return np.array([not passes(p, held_pairs) for p in found]), np.ones(len(pairs), bool)
     return np.ones(len(pairs), bool), np.ones(len(pairs), bool)
 
 
 def test_rates_are_met_and_counts_are_near_the_goals(made):
     trains, tests = (int(mask.sum()) for mask in eligible(made))
+    valids = tests if made.recipe.split == "held_out" else trains
     recipe, slack = made.recipe, 0.4 if made.recipe.split == "target" else 0.15
     rates = (recipe.train_rate, recipe.valid_rate, recipe.test_rate)
-    for part, rate, pairs in zip(PARTS, rates, (trains, trains, tests), strict=True):
+    for part, rate, pairs in zip(PARTS, rates, (trains, valids, tests), strict=True):
         assert abs(made.counts[part] - rate * pairs) < 7 * np.sqrt(rate * pairs)
-        assert made.counts[part] == pytest.approx(GOALS[part], rel=slack)
+        if (recipe.split, part) != ("held_out", "train"):  # rejected paths are not made up for
+            assert made.counts[part] == pytest.approx(GOALS[part], rel=slack)
 
 
 @pytest.mark.parametrize("split", ["pair", "ordered"])

