@@ -13,7 +13,7 @@ from citypaths.decoding import Scorer, greedy
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import PAD, Found
 from citypaths.models.base import PathModel
-from studies.search.population import (
+from studies.search.evolution import (
     Population,
     arriving,
     joined,

@@ -3,6 +3,6 @@
 Importing it registers the networks "judge", "planner", "reach", "reverse" and "value".
 """
 
-from studies.search import energies, judge, pairs, worlds
+from studies.search import energies, pairs, worlds
 
-__all__ = ["energies", "judge", "pairs", "worlds"]
+__all__ = ["energies", "pairs", "worlds"]

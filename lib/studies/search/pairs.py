@@ -7,6 +7,7 @@ rows, so that all cities at once, for one target, are little more than the layer
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,13 +64,18 @@ class PairNetwork(Network):
 
     def __init__(self, graph: CityGraph, outputs: int, width: int) -> None:
         super().__init__()
-        _require_great_circles(graph)
+        off = np.abs(graph.km - graph.distance_km(graph.edge_sources, graph.indices))
+        if off.max(initial=0.0) > 1e-3:
+            raise ValueError(
+                f"{graph} has an edge {off.max():.3g} km off the great circle: pairs learn lengths "
+                "from coordinates, so the graph must be neither jittered nor rounded"
+            )
         self.cities = len(graph)
         self.city, self.goal = (nn.Embedding(len(graph), width) for _ in range(2))
         for table in (self.city, self.goal):  # small: what the position says is learned first
             nn.init.normal_(table.weight, std=0.03)
         self.relative = nn.Linear(RELATIVE, width)
-        self.layers = nn.ModuleList([nn.Linear(width, width // 2)])
+        self.inner = nn.Linear(width, width // 2)
         self.head = nn.Linear(width // 2, outputs)
         points = unit_sphere(graph.lat, graph.lon)
         self.spread_km = 2 * EARTH_RADIUS_KM * max(float(points.std(0).max()), 1e-6)
@@ -79,7 +85,7 @@ class PairNetwork(Network):
     @property
     def flops_per_call(self) -> int:
         """Return the floating-point operations of one pair."""
-        linear = (self.relative, *self.layers, self.head)
+        linear = (self.relative, self.inner, self.head)
         return sum(2 * layer.in_features * layer.out_features for layer in linear)
 
     def flops_per_step(self, loops: int | None = None) -> int:
@@ -98,9 +104,7 @@ class PairNetwork(Network):
     def forward(self, city: Tensor, target: Tensor) -> Tensor:
         """Return outputs [..., outputs] for ids that broadcast."""
         hidden = self.city(city) + self.goal(target) + self.relative(self._position(city, target))
-        for layer in self.layers:
-            hidden = layer(F.relu(hidden))
-        return self.head(F.relu(hidden))
+        return self.head(F.relu(self.inner(F.relu(hidden))))
 
     def _chord(self, city: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors from city to target [..., 3], and km: float64 inside, for the nearest pairs."""
@@ -134,16 +138,6 @@ class PairNetwork(Network):
         return Pairs(batch.cities, target, km.gather(1, end) - km[:, :-1], hops, real)
 
 
-def _require_great_circles(graph: CityGraph) -> None:
-    straight = graph.distance_km(graph.edge_sources, graph.indices)
-    worst = np.abs(graph.km - straight).max(initial=0.0)
-    if worst > 1e-3:
-        raise ValueError(
-            f"{graph} has an edge {worst:.3g} km off the great circle: pairs learn lengths from "
-            "coordinates, so the graph must be neither jittered nor rounded"
-        )
-
-
 def _frames(graph: CityGraph) -> Tensor:
     """Unit vectors to the east and the north of each city, float32 [V, 2, 3]."""
     lat, lon = np.radians(graph.lat), np.radians(graph.lon)
@@ -153,6 +147,13 @@ def _frames(graph: CityGraph) -> Tensor:
     return torch.as_tensor(frames, dtype=torch.float32)
 
 
+def between(support: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the support at or above each x, int64 [...], and x's share of the way to it."""
+    above = torch.searchsorted(support, x).clamp(1, len(support) - 1)
+    low, high = support[above - 1], support[above]
+    return above, (x - low) / (high - low)
+
+
 @register("value", writes=False)
 class CostToGo(PairNetwork):
     """Kilometres from a city to a target, as a distribution over the excess of the way.
@@ -160,8 +161,10 @@ class CostToGo(PairNetwork):
     The excess is network km / great-circle km - 1, at least 0. The distribution is categorical over
     `BINS` supports, from 0 to `LONGEST`, apart by about `FINEST` at first and geometrically further
     on; a label is shared by its two neighbours so that its mean is exact (Bellemare et al. 2017;
-    Schrittwieser et al. 2020).
+    Schrittwieser et al. 2020). As a value it gives a `quantile` of it, or its mean for None.
     """
+
+    quantile: float | None = None
 
     def __init__(self, graph: CityGraph, *, width: int = 128) -> None:
         super().__init__(graph, BINS, width)
@@ -173,60 +176,37 @@ class CostToGo(PairNetwork):
         pairs = self.pairs(batch)
         straight = self.straight_km(pairs.city, pairs.target).clamp_min(1e-6)
         excess = (pairs.km / straight - 1).clamp(0, float(self.support[-1]))
-        above = torch.searchsorted(self.support, excess).clamp(1, len(self.support) - 1)
-        low, high = self.support[above - 1], self.support[above]
-        share = (excess - low) / (high - low)
+        above, share = between(self.support, excess)
         log_p = self(pairs.city, pairs.target).float().log_softmax(-1)
         near = log_p.gather(-1, torch.stack([above - 1, above], -1))
         return pairs.mean(-torch.lerp(near[..., 0], near[..., 1], share))
 
-    def excess(self, city: Tensor, target: Tensor, quantile: float | None = None) -> Tensor:
+    def excess(self, city: Tensor, target: Tensor) -> Tensor:
         """Return the mean excess, or a quantile of it, interpolated between supports."""
         p = self(city, target).float().softmax(-1)
-        if quantile is None:
+        if self.quantile is None:
             return (p * self.support).sum(-1)
         middle = p.cumsum(-1) - p / 2
-        at = (middle < quantile).sum(-1).clamp(1, len(self.support) - 1)
+        at = (middle < self.quantile).sum(-1).clamp(1, len(self.support) - 1)
         low, high = (middle.gather(-1, (at + i)[..., None])[..., 0] for i in (-1, 0))
-        share = ((quantile - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+        share = ((self.quantile - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
         return torch.lerp(self.support[at - 1], self.support[at], share)
 
-    def togo(self, city: Tensor, target: Tensor) -> Tensor:
-        """Return mean km to go, at least the great circle and 0 at the target; shapes broadcast."""
-        return self.at(None).togo(city, target)
-
-    def at(self, quantile: float | None) -> TogoAt:
-        """Return a `Value` that gives this quantile, between 0 and 1, or the mean for None."""
-        return TogoAt(self, quantile)
-
-
-@dataclass(frozen=True)
-class TogoAt:
-    """A `Value`: one quantile of the kilometres to go of a trained network, or their mean."""
-
-    network: CostToGo
-    quantile: float | None
-
-    @property
-    def flops_per_call(self) -> int:
-        """Return the floating-point operations of one estimate."""
-        return self.network.flops_per_call
-
-    @property
-    def device(self) -> torch.device:
-        """Return where the network's weights are."""
-        return self.network.device
+    def at(self, quantile: float | None) -> CostToGo:
+        """Return the network, weights shared, with another quantile: between 0 and 1, or None."""
+        other = copy(self)
+        other.quantile = quantile
+        return other
 
     def togo(self, city: Tensor, target: Tensor) -> Tensor:
         """Return km to go, at least the great circle and 0 at the target; shapes broadcast."""
-        excess = self.network.excess(city, target, self.quantile)
-        return self.network.straight_km(city, target) * (1 + excess)
+        return self.straight_km(city, target) * (1 + self.excess(city, target))
 
     @torch.no_grad()
     def table(self, targets: np.ndarray) -> np.ndarray:
         """Return km to go from every city to each of `targets` [n], float32 [n, V]."""
-        cities = torch.arange(self.network.cities, device=self.device)
-        rows = torch.as_tensor(targets, device=self.device).split(max(1, AT_ONCE // len(cities)))
+        cities = torch.arange(self.cities, device=self.device)
+        rows = torch.as_tensor(targets, device=self.device).split(max(1, AT_ONCE // self.cities))
         return torch.cat([self.togo(cities, some[:, None]) for some in rows]).cpu().numpy()
 
 

@@ -21,27 +21,15 @@ def stochastic_beam(
     """Draw `width` distinct paths without replacement; keep the most probable that arrived.
 
     As many paths as a beam search keeps, at its cost, but they spread as samples do (Kool et al.
-    2019).
+    2019): a path's score is its log-probability perturbed by noise, and the highest are kept.
     """
     if width < 1:
         raise ValueError(f"width is at least 1, not {width}")
     began, device = time.perf_counter(), device_of(model)
     random = torch.Generator(device).manual_seed(seed)
-    ids = (torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target))
-    out, steps = (x.cpu().numpy() for x in _drawn(model, *ids, max_hops, width, random))
-    flops = steps * float(model.flops_per_step()) + (steps > 0) * model.flops_to_start
-    paths, nothing = Paths.from_padded(out, (out >= 0).sum(1)), np.zeros(len(out))
-    return Found(paths, flops, nothing, nothing, time.perf_counter() - began)
-
-
-def _drawn(
-    model: PathModel, source: Tensor, target: Tensor, max_hops: int, width: int,
-    random: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the path of each query to keep [Q, hops + 1], -1 after the end, and model steps [Q].
-
-    A path's `score` is its log-probability perturbed by noise; the beam keeps the `width` highest.
-    """
+    source, target = (
+        torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)
+    )
     queries, rows = len(source), torch.arange(len(source), device=source.device)
     wide = rows.repeat_interleave(width)
     state = model.reorder(model.start(source, target), wide)
@@ -73,7 +61,10 @@ def _drawn(
         out[:, :, t] = torch.where(stays, -1, city)
     log_p = log_p.masked_fill(score == NEVER, NEVER)
     rank = log_p.double() - 1e6 * (city != goal)
-    return out[rows, rank.argmax(1)], steps
+    kept, steps = (x.cpu().numpy() for x in (out[rows, rank.argmax(1)], steps))
+    flops = steps * float(model.flops_per_step()) + (steps > 0) * model.flops_to_start
+    paths, nothing = Paths.from_padded(kept, (kept >= 0).sum(1)), np.zeros(queries)
+    return Found(paths, flops, nothing, nothing, time.perf_counter() - began)
 
 
 def _conditional_gumbels(log_p: Tensor, most: Tensor, random: torch.Generator) -> Tensor:

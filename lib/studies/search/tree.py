@@ -50,8 +50,8 @@ def grown(
     trees = Trees(world, source, target, latent, max_hops)
     children = world.expand(source, target, latent)
     spent += children.spent * live[:, None]
-    trees.begin(source, children, live)
     first = at = done = torch.zeros_like(source)
+    trees.make(source, first, first, first, first.double(), children, live)
     while trees.count % SYNC_EVERY != 1 or bool(live.any()):
         live = live & (done < simulations) & trees.alive(first).any(1)
         node, slot = trees.select(at, c_puct)
@@ -117,19 +117,14 @@ class Trees:
                 return at, slot
             at, level = torch.where(node >= 0, node, at), level + 1
 
-    def begin(self, source: Tensor, children: Children, fresh: Tensor) -> None:
-        """Make the roots."""
-        zero = torch.zeros_like(source)
-        self._make(source, zero, zero, zero, zero.double(), children, fresh)
-
     def grow(self, node: Tensor, slot: Tensor, children: Children, fresh: Tensor) -> None:
         """Expand the children in slots [Q] of nodes [Q] where `fresh`."""
         km = self.nodes["km"][self.rows, node] + self.of("hop", node, slot)
         hops, old = self.nodes["hops"][self.rows, node] + 1, self.of("node", node, slot)
         self.kids["node"][self.rows, node, slot] = torch.where(fresh, self.count, old)
-        self._make(self.of("city", node, slot), node, slot, hops, km, children, fresh)
+        self.make(self.of("city", node, slot), node, slot, hops, km, children, fresh)
 
-    def _make(self, city, parent, slot, hops, km, children: Children, fresh: Tensor) -> None:
+    def make(self, city, parent, slot, hops, km, children: Children, fresh: Tensor) -> None:
         """Note a node, its children, and the arrival among them."""
         m, self.count = self.count, self.count + 1
         if m == self.nodes["km"].shape[1]:
@@ -222,90 +217,44 @@ def beam_with_value(world: World, source, target, max_hops: int, *, width: int =
         raise ValueError(f"width is at least 1, not {width}")
     began = time.perf_counter()
     source, target, latent, alive, spent = enter(world, source, target)
-    beams = Beams(world, source, target, latent, max_hops)
+    queries, rows, goal = len(source), torch.arange(len(source))[:, None], target[:, None]
+    # Of each partial path, best first: its city, latent and km, km to go, and all its cities.
+    city, latent, togo = source[:, None], latent[:, None], world.straight(source, target)[:, None]
+    km, way = torch.zeros_like(togo), source.new_full((queries, 1, max_hops + 1), -1)
+    way[:, 0, 0] = source
+    entered = km.new_full((queries, world.cities), FAR).scatter(1, source[:, None], 0.0)
     for hop in range(1, max_hops + 1):
-        going = beams.going & alive[:, None]
+        rank, beams = km + togo, city.shape[1]
+        going = (city != goal) & alive[:, None]
+        going &= rank < rank.masked_fill(city != goal, FAR).amin(1, keepdim=True)
         if (hop - 1) % SYNC_EVERY == 0 and not bool(going.any()):
             break
-        alive, cost = beams.advance(going, width, hop)
-        spent += cost
-    return found_of(beams.best(), spent, began)
-
-
-class Beams:
-    """The partial paths of Q queries, best first: ids, km, to go [Q, B]; `way` [Q, B, hops + 1].
-
-    `entered` [Q, V] is the least km at which a city was entered: a partial path that comes to it
-    with no less is dropped.
-    """
-
-    def __init__(
-        self, world: World, source: Tensor, goal: Tensor, latent: Tensor, max_hops: int
-    ) -> None:
-        self.world, self.goal, self.city, self.latent = (
-            world,
-            goal,
-            source[:, None],
-            latent[:, None],
-        )
-        self.way = source.new_full((len(source), 1, max_hops + 1), -1)
-        self.way[:, 0, 0] = source
-        self.togo = world.straight(source, goal)[:, None]
-        self.km = torch.zeros_like(self.togo)
-        self.entered = self.km.new_full((len(source), world.cities), FAR)
-        self.entered.scatter_(1, source[:, None], 0.0)
-        self.rows = torch.arange(len(source), device=source.device)[:, None]
-
-    @property
-    def arrived(self) -> Tensor:
-        """Whether partial paths are complete, [Q, B]."""
-        return self.city == self.goal[:, None]
-
-    @property
-    def going(self) -> Tensor:
-        """Whether partial paths [Q, B] exist, have not arrived and come before all that have."""
-        rank = self.km + self.togo
-        least = rank.masked_fill(~self.arrived, FAR).amin(1, keepdim=True)
-        return ~self.arrived & (rank < least)
-
-    def advance(self, going: Tensor, width: int, hop: int) -> tuple[Tensor, Tensor]:
-        """Take hop number `hop` on the partial paths `going` [Q, B]; keep the `width` best.
-
-        A query whose hop leads nowhere new stays as it is, and would stay so. Returns which ones
-        [Q] did go on, and what each spent [Q, 3].
-        """
-        queries, before = self.city.shape
-        goal = self.goal.repeat_interleave(before)
-        children = self.world.expand(self.city.flatten(), goal, self.latent.flatten(0, 1))
-        spent = (children.spent.view(queries, before, 3) * going[..., None]).sum(1)
-        city, togo = (x.view(queries, -1) for x in (children.city, children.togo))
-        km = (self.km.flatten()[:, None] + children.km).view(queries, -1)
-        km = km.masked_fill((city < 0) | ~going.repeat_interleave(self.world.width, 1), FAR)
-        km = self._enter(city.clamp_min(0), km)
-        moved = (km + togo).isfinite().any(1)
-        stays = (self.km + self.togo).masked_fill(going & moved[:, None], FAR)
-        ranks = torch.cat([km + togo, stays], 1)
+        goals = target.repeat_interleave(beams)
+        children = world.expand(city.flatten(), goals, latent.flatten(0, 1))
+        spent += (children.spent.view(queries, beams, 3) * going[..., None]).sum(1)
+        child, child_togo = children.city.view(queries, -1), children.togo.view(queries, -1)
+        reached = (km.flatten()[:, None] + children.km).view(queries, -1)
+        real = (child >= 0) & going.repeat_interleave(world.width, 1)
+        reached, entered = _enter(entered, child.clamp_min(0), reached.masked_fill(~real, FAR))
+        alive = (reached + child_togo).isfinite().any(1)  # the others lead nowhere new, and stay
+        stays = rank.masked_fill(going & alive[:, None], FAR)
+        ranks, count = torch.cat([reached + child_togo, stays], 1), child.shape[1]
         rank, pick = ranks.topk(min(width, ranks.shape[1]), largest=False)
-        count = city.shape[1]  # children come first, then the partial paths that wait
-        parent = torch.where(pick < count, pick // self.world.width, pick - count)
-        city, km, togo = (
-            torch.cat([new, old], 1).gather(1, pick)
-            for new, old in ((city, self.city), (km, self.km), (togo, self.togo))
-        )
-        latent = children.latent.reshape(queries, count, -1)
-        self.latent = torch.cat([latent, self.latent], 1)[self.rows, pick]
-        self.way = self.way[self.rows, parent]
-        self.way[:, :, hop] = torch.where(pick < count, city, self.way[:, :, hop])
-        self.city, self.km, self.togo = city, km, togo.masked_fill(rank.isinf(), FAR)
-        return moved, spent
+        parent = torch.where(pick < count, pick // world.width, pick - count)
+        latent = torch.cat([children.latent.reshape(queries, count, -1), latent], 1)[rows, pick]
+        city, km = (torch.cat(x, 1).gather(1, pick) for x in ((child, city), (reached, km)))
+        togo = torch.cat([child_togo, togo], 1).gather(1, pick).masked_fill(rank.isinf(), FAR)
+        way = way[rows, parent]
+        way[:, :, hop] = torch.where(pick < count, city, way[:, :, hop])
+    best = (km + togo + 1e9 * (city != goal)).argmin(1, keepdim=True)
+    return found_of(way[rows, best][:, 0], spent, began)
 
-    def _enter(self, city: Tensor, km: Tensor) -> Tensor:
-        """Return km with infinity where the city was entered at no more before, or is now."""
-        km = km.masked_fill(km >= self.entered.gather(1, city), FAR)
-        self.entered = self.entered.scatter_reduce(1, city, km, "amin")
-        return km.masked_fill(km > self.entered.gather(1, city), FAR)
 
-    def best(self) -> Tensor:
-        """Return the ids [Q, hops + 1] of the best path that arrived, or of the best so far."""
-        best = (self.km + self.togo + 1e9 * ~self.arrived).argmin(1, keepdim=True)
-        return self.way[self.rows, best][:, 0]
+def _enter(entered: Tensor, city: Tensor, km: Tensor) -> tuple[Tensor, Tensor]:
+    """Return km [Q, C], infinite where a city was entered at no more before, or is now.
+
+    `entered` [Q, V] is the least km at which each city was entered, returned after this.
+    """
+    km = km.masked_fill(km >= entered.gather(1, city), FAR)
+    entered = entered.scatter_reduce(1, city, km, "amin")
+    return km.masked_fill(km > entered.gather(1, city), FAR), entered

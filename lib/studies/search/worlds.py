@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from citypaths.map.great_circle import arc_km, unit_sphere
 from citypaths.map.paths import Found, Paths
 from citypaths.models.base import PathModel, nats, register
 from citypaths.models.rnn import RNN
+from studies.search.pairs import between
 
 FAR = float("inf")
 BREADTH = 8  # most probable next cities that a planner imagines
@@ -25,21 +27,6 @@ SURPRISE = 8.0  # km that an imagined hop costs for each nat of improbability: i
 ASTRAY = 5.0  # km that certainty of being astray costs
 DETOURS = 1 + torch.linspace(0, 1, 16) ** 2  # km over great-circle km; most are near 1
 VALUE_WEIGHT = ASTRAY_WEIGHT = 0.25  # in the loss, of the detour to go and of being astray
-
-
-class GreatCircle:
-    """Great-circle km to go: free in every regime, never too much, and nowhere infinite."""
-
-    flops_per_call = 0
-
-    def __init__(self, graph: CityGraph, device: torch.device | str = "cpu") -> None:
-        """Keep the cities' places on `device`."""
-        self.sphere = torch.as_tensor(graph.sphere).to(device)
-        self.device = self.sphere.device
-
-    def togo(self, city: Tensor, target: Tensor) -> Tensor:
-        """Return km, float64, for ids that broadcast."""
-        return arc_km(self.sphere, city, target)
 
 
 @dataclass(frozen=True)
@@ -64,22 +51,27 @@ class MapWorld:
     """The map: legal hops, exact lengths, a Markov policy over them, and any value.
 
     Each expansion reads one city's out-edges, each out-edge is a look-up. The policy asks `model`
-    afresh from every city; without a model it is uniform.
+    afresh from every city; without a model it is uniform. Without a value the great circle is what
+    is still to go: never too much, and free.
     """
 
-    def __init__(self, graph: CityGraph, model: PathModel | None, value: Value) -> None:
-        self.model, self.value, self.cities = model, value, len(graph)
+    begin_flops = 0
+
+    def __init__(self, graph: CityGraph, model: PathModel | None, value: Value | None) -> None:
+        self.model, self.cities = model, len(graph)
         where = device_of(model) if model is not None else getattr(value, "device", "cpu")
-        self.device, self.begin_flops, self.policy_flops = torch.device(where), 0, 0
+        self.device, table = torch.device(where), graph.neighbour_table
+        km = np.full(table.shape, np.inf)
+        km[table < self.cities] = graph.mm / 1e6
+        self.table, self.km, sphere = (
+            torch.as_tensor(x).to(self.device) for x in (table, km, graph.sphere)
+        )
+        self.width, self.straight = km.shape[1], partial(arc_km, sphere)
+        self.togo = value.togo if value is not None else self.straight
+        self.value_flops = value.flops_per_call if value is not None else 0
+        self.policy_flops = 0
         if model is not None:
             self.policy_flops = model.flops_to_start + model.flops_per_step()
-        km = np.full(graph.neighbour_table.shape, np.inf)
-        km[graph.neighbour_table < self.cities] = graph.mm / 1e6
-        self.table, self.km = (
-            torch.as_tensor(x).to(self.device) for x in (graph.neighbour_table, km)
-        )
-        self.width = km.shape[1]
-        self.straight = GreatCircle(graph, self.device).togo
 
     def begin(self, source: Tensor, target: Tensor) -> Tensor:
         """Return latents [N, 0]: nothing is kept of the way."""
@@ -95,11 +87,11 @@ class MapWorld:
             logits, _ = self.model.step(city, self.model.start(city, target))
             near = logits.gather(1, child).double().masked_fill(~real, NEVER)
             prior = near.softmax(1).where(real, 0.0)  # no number where there is no child
-        togo = self.value.togo(child.flatten(), goal.flatten()).view(child.shape).double()
+        togo = self.togo(child.flatten(), goal.flatten()).view(child.shape).double()
         togo = togo.where(child != goal, 0.0)
         kept = latent[:, None].expand(-1, self.width, -1)
         degree = real.sum(1).double()
-        flops = self.policy_flops + degree * self.value.flops_per_call
+        flops = self.policy_flops + degree * self.value_flops
         spent = torch.stack([flops, degree, torch.ones_like(degree)], -1)
         return Children(child.where(real, -1), prior.double(), self.km[city], togo, kept, spent)
 
@@ -129,7 +121,7 @@ class Planner(RNN):
         hidden, _ = self._run(inputs, state["memory"], 1)
         logits = self.head(hidden)
         real = (batch.labels != IGNORE).float()
-        foreseen = -(self._two_hot(batch) * F.log_softmax(self.value(hidden).float(), -1)).sum(-1)
+        foreseen = self._foreseen(batch, F.log_softmax(self.value(hidden).float(), -1))
         astray = self._after_wrong_hop(batch, hidden, logits.detach())
         extra = VALUE_WEIGHT * foreseen + ASTRAY_WEIGHT * astray
         arrived = VALUE_WEIGHT * self._at_target(batch, hidden)
@@ -142,19 +134,16 @@ class Planner(RNN):
         after = self.value(self.transition(before, batch.target, batch.target)).float()
         return -F.log_softmax(after, -1)[:, 0]
 
-    def _two_hot(self, batch: Batch) -> Tensor:
-        """The detour still to go from each city, [B, T, classes]: weights of its two points."""
+    def _foreseen(self, batch: Batch, log_p: Tensor) -> Tensor:
+        """Nats [B, T] of the detour still to go from each city, shared by its two neighbours."""
         real = batch.labels != IGNORE
         hop = self.km(batch.cities, batch.labels.where(real, batch.cities)) * real
         togo = hop.flip(1).cumsum(1).flip(1)
         straight = self.km(batch.cities, batch.target[:, None]).clamp_min(1e-3)
         ratio = (togo / straight).float().clamp(1.0, float(self.points[-1]))
-        above = torch.searchsorted(self.points, ratio).clamp(1, len(self.points) - 1)
-        low, high = self.points[above - 1], self.points[above]
-        share = (ratio - low) / (high - low)
-        code = share.new_zeros(*share.shape, len(self.points) + 1)
-        code.scatter_(-1, above[..., None] - 1, 1 - share[..., None])
-        return code.scatter_(-1, above[..., None], share[..., None])
+        above, share = between(self.points, ratio)
+        low, high = log_p.gather(-1, torch.stack([above - 1, above], -1)).unbind(-1)
+        return -((1 - share) * low + share * high)
 
     def _after_wrong_hop(self, batch: Batch, hidden: Tensor, logits: Tensor) -> Tensor:
         """Nats [B, T] of knowing to be astray after an own hop that the path does not take."""
