@@ -54,25 +54,19 @@ def _spread(values: pd.Series) -> str:
     return percent(mean, *bounds)
 
 
-def closures_table(size: str, group: str = "closed, path hit") -> str:
-    """Return a line a family: success on queries whose shortest path was closed, by share."""
+def closures_table(size: str) -> str:
+    """Return a line a method: success on queries whose shortest path was closed, by share."""
     rows = recorded(size)
-    rows = rows[rows["split"].str.endswith(f" of hops {group}")]
+    rows = rows[(rows["study"] == "closures") & (rows["subset"] == "path hit")]
     if rows.empty:
         return _missing(size)
-    shares = list(dict.fromkeys(rows["split"].str.split(" ").str[0]))
-    count = [int(rows.loc[rows["split"].str.startswith(s), "queries"].max()) for s in shares]
-    head = [f"{s} of hops ({n:,} answers)" for s, n in zip(shares, count, strict=True)]
+    count = rows.groupby("share")["queries"].max()
+    head = [f"{share:.1%} of hops ({n:,.0f} answers)" for share, n in count.items()]
     lines = ["| method | model | regime | " + " | ".join(head) + " | look-ups |"]
     lines.append("|---" * (4 + len(head)) + "|")
-    for (method, model), part in rows.groupby(["method", "model"], sort=False):
-        cells = [method, model, part["regime"].iloc[0].replace("_", "-")]
-        by = part.set_index(part["split"].str.split(" ").str[0])
-        cells += [
-            percent(*by.loc[s, ["success", "success_low", "success_high"]])
-            if s in by.index
-            else "-"
-            for s in shares
-        ]
+    for (method, model, regime), part in rows.groupby(["method", "model", "regime"], sort=False):
+        by = part.set_index("share")[["success", "success_low", "success_high"]]
+        cells = [percent(*by.loc[s]) if s in by.index else "-" for s in count.index]
+        cells = [method, model, regime.replace("_", "-"), *cells]
         lines.append(f"| {' | '.join(cells)} | {quantity(part['lookups'].mean())} |")
     return "\n".join(lines)

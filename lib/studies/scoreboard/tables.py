@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from citypaths.files import project_root, reports_dir, write_bytes
-from citypaths.judging.ledger import load_results, percent, quantity
+from citypaths.judging.ledger import largest_run, load_results, percent, quantity
 from studies.learning import study as learning
 from studies.learning import values as learning_values
 from studies.scoreboard import board, memory_tables
@@ -120,7 +120,7 @@ def exchange_table(size: str) -> str:
 
 def learning_table(size: str) -> str:
     """Return notebook 08's accuracies and the value of learning at a size, by share learned."""
-    rows = learning_values.recorded(size)
+    rows = largest_run(learning_values.NOTEBOOK, size)
     if rows.empty:
         return f"No run of `08-learning-or-memorizing` is recorded at size {size}."
     found = learning_values.values(rows, ["next_hop", "success", "hard_success"])
@@ -129,7 +129,7 @@ def learning_table(size: str) -> str:
     lines.append("|---" * 7 + "|")
     for (metric, share), cache in found.loc[learning.CACHE].iterrows():
         hops = found.loc[(learning.STITCHED, metric, share)]
-        cells = [metric.replace("_", " "), f"{share:g} %", percent(cache["x"])]
+        cells = [metric.replace("_", " "), f"{100 * share:g} %", percent(cache["x"])]
         for row in (cache, hops):
             cells += [percent(row["z"]), learning_values.told(row)]
         lines.append("| " + " | ".join(cells) + " |")
