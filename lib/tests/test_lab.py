@@ -21,12 +21,12 @@ from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
-from citypaths.sizes import SIZES, Size, digest, get_size, settings_of
-from citypaths.training.loop import TrainSettings
+from citypaths.sizes import SIZES, Size, get_size, settings_of
+from citypaths.training.recipes import Recipe
 from studies.baselines.waterfall import climb, rungs
 from studies.city_map.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
 
-LITTLE = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 512, "queries": 40}
+LITTLE = {"train": 1500, "valid": 80, "test": 400, "queries": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,10 +60,8 @@ def queries(dataset) -> Queries:
 def test_sizes_are_named_after_themselves():
     assert all(name == size.name for name, size in SIZES.items())
     for size in SIZES.values():
-        assert not size.waterfall or SIZES[size.waterfall].orientation == "two_way"
+        assert not size.two_way or SIZES[size.two_way].orientation == "two_way"
         assert size.states is None or all(len(state) == 2 for state in size.states)
-        for arm in (*size.arms, size.waterfall_arm):
-            assert not arm or lab.arm_settings(arm)["cell"] in ("gru", "lstm")
 
 
 def test_unknown_names_are_told_what_is_near():
@@ -80,11 +78,11 @@ def test_unknown_names_are_told_what_is_near():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("steps", "100"),
-        ("steps", None),
-        ("steps", 2.5),
-        ("steps", True),
-        ("steps", float("inf")),
+        ("batch_tokens", "100"),
+        ("batch_tokens", None),
+        ("batch_tokens", 2.5),
+        ("batch_tokens", True),
+        ("budget", float("inf")),
         ("train", [1]),
         ("connected_km", "30"),
         ("learning_rate", None),
@@ -102,10 +100,12 @@ def test_values_of_another_type_are_refused(key, value):
 
 
 def test_overrides():
-    size = get_size("small", {"steps": 7.0, "states": ["TN", "KY"], "connected_km": 32.5})
-    assert size.steps == 7 and isinstance(size.steps, int)
+    size = get_size(
+        "small", {"queries": 7.0, "seeds": 2.0, "states": ["TN", "KY"], "connected_km": 32.5}
+    )
+    assert size.queries == 7 and isinstance(size.queries, int) and size.training == {"seeds": 2}
     assert size.states == ("TN", "KY") and size.connected_km == 32.5
-    assert get_size("full", {"learning_rate": 1}).learning_rate == 1.0
+    assert get_size("full", {"budget": 1}).training == {"budget": 1.0}
     assert get_size("small", {"states": None}).states is None
     assert get_size("small") is not None and get_size("small", {}) == SIZES["small"]
     assert SIZES["small"].states == ("NC",), "the table itself is never changed"
@@ -121,7 +121,8 @@ def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
     data = {"name", "states", "most_populous", "connected_km", "orientation"}
     data |= {"train", "valid", "test", "jitter", "source", "country", "path"}
     size = SIZES["tiny"]
-    other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
+    other = {"orientation": "two_way", "states": ("KY",), "name": "other"}
+    other |= {"training": {"budget": 1.0}, "tries": (1,), "shares": (1,)}
     for field in fields(Size):
         old = getattr(size, field.name)
         new = other.get(field.name, old + 1 if isinstance(old, int | float) else "other")
@@ -291,36 +292,30 @@ def test_watch_is_the_loss_and_greedy_metrics(queries):
         assert watched[name] == judged[name].mean()
 
 
-def test_arms():
-    assert lab.arm_settings("lstm-32") == {"cell": "lstm", "width": 32, "tied": True}
-    for wrong in ("gru", "gru-x", "a-b-3"):
-        with pytest.raises(ValueError):
-            lab.arm_settings(wrong)
+TOY = Recipe(
+    arm="toy", model="rnn", settings={"width": 8}, budget=1e7, batch_tokens=64, learning_rate=1e-2
+)
 
 
 def test_an_arm_is_trained_once_in_a_folder_of_its_own(size, dataset):
-    settings = TrainSettings(steps=3, batch_tokens=256, evaluations=1)
-    arm = lab.arm_settings("gru-8")
-    first = lab.train_arm(size, dataset, "gru-8", settings, arm)
+    first = lab.train_arm(size, dataset, TOY, 0)
     folders = set((size.folder / "models").iterdir())
-    again = lab.train_arm(size, dataset, "gru-8", replace(settings, save_seconds=1), arm)
-    assert set((size.folder / "models").iterdir()) == folders
+    again = lab.train_arm(size, dataset, TOY, 0)
+    assert set((size.folder / "models").iterdir()) == folders and first.folder in folders
     assert again.seconds == first.seconds, "it was loaded"
-    for changed in (replace(settings, seed=1), replace(settings, clip=0.5)):
-        lab.train_arm(size, dataset, "gru-8", changed, arm)
-    lab.train_arm(size, dataset, "gru-8", settings, arm | {"softmaxes": 2})
-    assert len(set((size.folder / "models").iterdir())) == len(folders) + 3
+    lab.train_arm(size, dataset, TOY, 1)
+    for changes in ({"hindsight": 0.5}, {"settings": {"softmaxes": 2}}):
+        lab.train_arm(size, dataset, TOY, 0, **changes)
+    variant = lab.train_arm(size, dataset, TOY, 0, variant={"softmaxes": 2})
+    assert variant.steps == first.steps, "a variant takes the steps of its arm"
+    assert variant.model.settings == {"model": "rnn", "width": 8, "softmaxes": 2}
+    assert len(set((size.folder / "models").iterdir())) == len(folders) + 4
 
 
-def test_the_folder_names_the_model_unless_it_is_the_rnn(size, dataset):
-    settings, arm = TrainSettings(steps=2, batch_tokens=256, evaluations=1), {"width": 4}
+def test_the_folder_names_the_model(size, dataset):
     register("twin")(RNN)
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    decides = {"model": arm, "train": trained, "data": dataset.recipe.to_json()}
-    for name, key in (("rnn", decides), ("twin", decides | {"name": "twin"})):
-        found = lab.train_arm(size, dataset, "named", settings, arm, name=name)
-        assert found.model.settings == {"model": name} | arm
-        assert (size.folder / "models" / f"named-seed0-{digest(key)}").is_dir()
+    one, other = (lab.train_arm(size, dataset, TOY, 0, model=name) for name in ("rnn", "twin"))
+    assert other.model.settings == {"model": "twin", "width": 8} and one.folder != other.folder
 
 
 # The waterfall
@@ -338,10 +333,11 @@ def test_each_rung_changes_one_thing():
 
 
 def test_climbing_it(graph, home):
-    size = get_size("tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30})
+    size = get_size(
+        "tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30, "budget": 1e8}
+    )
     two_way = lab.size_graph(size, make=True)
-    settings = TrainSettings(steps=2, batch_tokens=256, evaluations=1)
-    table = climb(size, two_way, {"cell": "gru", "width": 8, "tied": True}, settings)
+    table = climb(size, two_way, "gru-32", 0)
     assert table["rung"].tolist() == [rung.mended for rung in rungs()]
     for rung, entry in zip(rungs(), table.to_dict("records"), strict=True):
         row = entry["row"]

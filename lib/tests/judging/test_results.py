@@ -87,7 +87,7 @@ def test_a_rerun_replaces_its_own_rows_only():
 
 
 def test_a_changed_size_is_another_run():
-    other = get_size("tiny", {"steps": 61})
+    other = get_size("tiny", {"budget": 61.0})
     paths = {record("a", size, 0, [row()]).name for size in (TINY, other, other)}
     assert len(paths) == 2 and len(load_results()) == 2
 
@@ -238,7 +238,7 @@ def test_tables_are_filled_from_the_ledger():
     rows = [baseline(), baseline(method="A*", regime="open_map", model=None, split="pair")]
     record("03-rnn-baselines", SMALL, 0, rows)
     record("03-rnn-baselines", SMALL, 1, [baseline(method="another seed")])
-    record("03-rnn-baselines", get_size("small", {"steps": 1}), 0, [baseline(method="changed")])
+    record("03-rnn-baselines", get_size("small", {"budget": 1.0}), 0, [baseline(method="changed")])
     record("02-other", SMALL, 0, [baseline(method="another notebook")])
     filled = fill_tables(README)
     assert "1,234 uncontained queries, 567 of them hard." in filled
