@@ -88,12 +88,12 @@ def best_by_length(
 def cost_and_length(scored: Iterable[Scored]) -> pd.DataFrame:
     """Return expansions, mean ratio to the optimal length, and shares, one row a heuristic."""
     rows = [s.row | {"ratio": s.judged["ratio"].mean()} for s in scored]
-    columns = ["model", "expansions", "ratio", "optimal", "success", "inference_flops"]
+    columns = ["expansions", "ratio", "optimal", "success", "inference_flops"]
     return pd.DataFrame(rows).set_index("method")[columns]
 
 
 def safest(scored: Iterable[Scored], ratio: float) -> str:
     """Return the learned heuristic with the fewest expansions whose mean ratio is at most this."""
-    table = cost_and_length(scored).query("model == 'value'")
+    table = cost_and_length(s for s in scored if s.row["model"] == "value")
     near = table[table["ratio"] <= ratio]
     return str((near if len(near) else table.nsmallest(1, "ratio"))["expansions"].idxmin())
