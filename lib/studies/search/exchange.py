@@ -8,7 +8,6 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from citypaths.training.recipes import arms
 
 from citypaths.data.dataset import Dataset
 from citypaths.decoding import beam, greedy
@@ -17,6 +16,7 @@ from citypaths.judging.metrics import over_few
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import Size
+from citypaths.training.recipes import arms
 from studies.search.study import best_by_length, method
 
 COLUMNS = ("regime", "small", "large", "method", "times", "alone", "gap", "low", "high")

@@ -18,26 +18,27 @@ from citypaths.plots import FAINT, FAMILY, INK, plain_log_ticks
 from studies.search.verifying import EXACT, OWN, Tried, powers
 
 REGIME = {"closed_book": INK, "checked": FAMILY["gru"], "open_map": FAMILY["floor"]}
+MARKS = {"greedy": "D", "beam": "^", "best of N": "*", "evolution": "s", "tree search": "o"}
 HUES = {EXACT: FAMILY["shortest"], OWN: INK}
 
 
 def against_spending(rows: Sequence[Mapping[str, Any]], ax: Axes) -> None:
-    """Draw hard-subset success of ledger rows against inference FLOPs, a colour a regime."""
+    """Draw hard-subset success of ledger rows against inference FLOPs.
+
+    A colour a regime, a mark a family; what costs no operation is left out.
+    """
     frame = pd.DataFrame(rows)
     frame = frame[frame["inference_flops"] > 0]
-    for regime, group in frame.groupby("regime", sort=False):
+    for (regime, family), group in frame.groupby(["regime", "family"], sort=False):
         x, y = group["inference_flops"], group["hard_success"]
-        low, high = y - group["hard_success_low"], group["hard_success_high"] - y
-        style = {"fmt": "o", "capsize": 2, "color": REGIME[str(regime)]}
-        label = str(regime).replace("_", "-")
-        ax.errorbar(x, y, [low.clip(0), high.clip(0)], label=label, **style)
-        for i, place in enumerate(group.itertuples()):
-            above = 4 if i % 2 else -9  # neighbours in the list often cost the same
-            beside = {"xytext": (6, above), "textcoords": "offset points", "fontsize": 9}
-            ax.annotate(place.method, (place.inference_flops, place.hard_success), **beside)
+        bars = [(y - group["hard_success_low"]).clip(0), (group["hard_success_high"] - y).clip(0)]
+        style = {"fmt": MARKS[str(family)], "ms": 7, "capsize": 2, "color": REGIME[str(regime)]}
+        ax.errorbar(x, y, bars, **style, label=f"{str(regime).replace('_', '-')}: {family}")
+    best = frame.groupby("regime", sort=False)["hard_success"].max()
+    told = ", ".join(f"{share:.0%} {name.replace('_', '-')}" for name, share in best.items())
     ax.set(xscale="log", xlabel="inference FLOPs a query", ylabel="success, hard subset")
-    ax.set_xlim(frame["inference_flops"].min() / 1.5, 4 * frame["inference_flops"].max())
-    ax.legend(loc="lower right")
+    ax.set_title(f"Hard queries solved at best: {told}")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
 
 def _hues(names: Sequence[str]) -> dict[str, Any]:
