@@ -20,7 +20,7 @@ from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
-from citypaths.sizes import SIZES, Size, get_size, settings_of
+from citypaths.sizes import SIZES, Size, get_size, settings_of, two_way_of
 from citypaths.training.recipes import Recipe
 from studies.baselines.waterfall import climb, rungs
 
@@ -168,6 +168,7 @@ def test_a_size_on_another_source(home):
         made = lab.size_graph(size, make=True)
         assert made.fingerprint == build_graph(towns, 30).fingerprint
         assert lab.size_graph(size).cities["county_name"].tolist() == ["Shelby"] * 4
+        assert len(lab.make_graph(two_way_of(size))) == 4
     with pytest.raises(DataFileError, match="nowhere.csv is missing"):
         lab.make_graph(replace(size, path="nowhere.csv"))
     danes = lab.size_cities(get_size("tiny", {"country": "Denmark", "states": ["17"]}))
