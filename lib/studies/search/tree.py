@@ -12,13 +12,12 @@ from citypaths.map.paths import Found
 from studies.search.worlds import FAR, Children, World, enter, found_of
 
 ROOM = 64  # nodes a tree has room for at first; doubled when full
+PRIOR = 0.03  # weight of the policy's bonus in PUCT, in great circles from source to target
 ROUNDING = 1e-5  # km by which hops rounded to millimetres may undercut great circles
 
 
 @torch.inference_mode()
-def mcts(
-    world: World, source, target, max_hops: int, *, simulations: int = 64, c_puct: float = 0.03
-) -> Found:
+def mcts(world: World, source, target, max_hops: int, *, simulations: int = 64) -> Found:
     """Search a tree from the source by PUCT; return the shortest complete path that it saw.
 
     A simulation descends to a city that is not expanded yet, expands it, and dives on from there
@@ -29,22 +28,17 @@ def mcts(
     no path is complete, the way to the expanded city nearest the target is returned. After
     AlphaZero (Silver et al. 2018) and PUCT (Rosin 2011).
 
-    Args:
-        c_puct: weight of the prior's bonus, in great circles from source to target.
-
     Raises:
         ValueError: no simulations, or queries that are not pairs of cities.
     """
     if simulations < 1:
         raise ValueError(f"simulations are 1 or more, not {simulations}")
     began = time.perf_counter()
-    trees, spent = grown(world, source, target, max_hops, simulations, c_puct)
+    trees, spent = grown(world, source, target, max_hops, simulations)
     return found_of(trees.paths(), spent, began)
 
 
-def grown(
-    world: World, source, target, max_hops: int, simulations: int, c_puct: float
-) -> tuple[Trees, Tensor]:
+def grown(world: World, source, target, max_hops: int, simulations: int) -> tuple[Trees, Tensor]:
     """Return the trees [Q] after so many simulations each, or fewer, and what they spent [Q, 3]."""
     source, target, latent, live, spent = enter(world, source, target)
     trees = Trees(world, source, target, latent, max_hops)
@@ -54,7 +48,7 @@ def grown(
     trees.make(source, first, first, first, first.double(), children, live)
     while trees.count % SYNC_EVERY != 1 or bool(live.any()):
         live = live & (done < simulations) & trees.alive(first).any(1)
-        node, slot = trees.select(at, c_puct)
+        node, slot = trees.select(at)
         fresh = live & trees.alive(node)[trees.rows, slot]
         latent = trees.of("latent", node, slot)
         children = world.expand(trees.of("city", node, slot), target, latent)
@@ -104,12 +98,12 @@ class Trees:
         """Return below which children of nodes [Q] a shorter path may still be found, [Q, C]."""
         return self.of("open", node) & (self.of("least", node) < self.best[:, None])
 
-    def select(self, start: Tensor, c_puct: float) -> tuple[Tensor, Tensor]:
+    def select(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Descend from nodes [Q] by PUCT to a child that is not expanded: return node and slot."""
         at, level = start, 0
         while True:
             visits = self.of("visits", at)
-            bonus = (c_puct * self.scale * (1 + visits.sum(1)).sqrt())[:, None]
+            bonus = (PRIOR * self.scale * (1 + visits.sum(1)).sqrt())[:, None]
             score = self.of("cost", at) - bonus * self.of("prior", at) / (1 + visits)
             slot = score.masked_fill(~self.alive(at), FAR).argmin(1)
             node = self.of("node", at, slot)

@@ -196,9 +196,9 @@ class LatentWorld:
     probability of being astray.
     """
 
-    def __init__(self, planner: Planner, breadth: int = BREADTH) -> None:
+    def __init__(self, planner: Planner) -> None:
         self.planner, self.cities = planner, planner.cities
-        self.width, self.device = min(breadth, planner.cities), planner.sphere.device
+        self.width, self.device = min(BREADTH, planner.cities), planner.sphere.device
         self.straight = planner.km
         each = planner.transition_flops + planner.outlook_flops
         self.begin_flops = planner.flops_to_start + planner.transition_flops

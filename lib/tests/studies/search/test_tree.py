@@ -17,7 +17,7 @@ from citypaths.map.graph import CityGraph, build_graph
 from citypaths.map.paths import Found
 from citypaths.models import build
 from citypaths.training.compute import counted_flops
-from studies.search import worlds
+from studies.search import tree, worlds
 from studies.search.tree import beam_with_value, grown, mcts
 from studies.search.worlds import LatentWorld, MapWorld, enter
 
@@ -134,12 +134,13 @@ def test_the_exact_value_finds_a_shortest_path(random_graph, search):
 
 
 @pytest.mark.parametrize("value", [Costly, lambda _: None], ids=["exact", "great circle"])
-def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value):
+def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1.0)
     graph, (source, target) = random_graph, every_pair(random_graph)
     world = MapWorld(graph, markov(len(graph), 1, 3.0), value(graph))
     km, costs = [], []
     for n in (1, 2, 4, 8, 64):
-        found = mcts(world, source, target, 9, simulations=n, c_puct=1.0)
+        found = mcts(world, source, target, 9, simulations=n)
         km.append(kilometres(graph, target, found))
         costs.append(found.expansions)
     assert all((b <= a).all() for a, b in pairwise(km))
@@ -150,11 +151,12 @@ def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_simulation_without_a_value_follows_the_policy(random_graph, seed):
+def test_one_simulation_without_a_value_follows_the_policy(random_graph, seed, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1000000.0)
     graph, (source, target) = random_graph, every_pair(random_graph)
     model, nothing = markov(len(graph), seed), Costly(graph, [0.0] * len(graph))
     world = MapWorld(graph, model, nothing)
-    found = mcts(world, source, target, 9, simulations=1, c_puct=1e6)
+    found = mcts(world, source, target, 9, simulations=1)
     seen = 0
     for path, goal in zip(lists(found), target, strict=True):
         near = graph.indices[graph.indptr[path[0]] : graph.indptr[path[0] + 1]]
@@ -181,7 +183,7 @@ def test_counts_on_a_chain(chain):
     assert spent(found) == asked and lists(found) == ways
 
 
-def test_counts_where_ways_meet(diamond):
+def test_counts_where_ways_meet(diamond, monkeypatch):
     exact = MapWorld(diamond, markov(5, 0, 0.0), Costly(diamond))
     alone = MapWorld(diamond, None, Costly(diamond))
     assert spent(beam_with_value(alone, [0], [4], 4, width=2)) == [(5 * COST, 5, 4)]
@@ -190,9 +192,10 @@ def test_counts_where_ways_meet(diamond):
         found = mcts(exact, [0], [4], 4, simulations=n)
         assert spent(found) == [(4 * COST + 3 * ASK, 4, 3)] and lists(found) == [[0, 2, 3, 4]]
     wrong = MapWorld(diamond, markov(5, 0, 0.0), Costly(diamond, [0.0, 0.0, 40.0, 0.0, 0.0]))
-    first = mcts(wrong, [0], [4], 4, simulations=1, c_puct=0.0)
+    monkeypatch.setattr(tree, "PRIOR", 0.0)
+    first = mcts(wrong, [0], [4], 4, simulations=1)
     assert spent(first) == [(4 * COST + 3 * ASK, 4, 3)] and lists(first) == [[0, 1, 3, 4]]
-    second = mcts(wrong, [0], [4], 4, simulations=2, c_puct=0.0)
+    second = mcts(wrong, [0], [4], 4, simulations=2)
     assert spent(second) == [(6 * COST + 5 * ASK, 6, 5)], "3 is expanded again, sooner reached"
     assert lists(second) == [[0, 2, 3, 4]]
 
@@ -209,13 +212,14 @@ def test_the_batch_decides_nothing(random_graph, search):
     assert lists(back) == lists(whole)[::-1] and spent(back) == spent(whole)[::-1]
 
 
-def test_visits_are_simulations(random_graph):
+def test_visits_are_simulations(random_graph, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1.0)
     graph, (source, target) = random_graph, every_pair(random_graph)
     source, target = source[source != target], target[source != target]
     world = MapWorld(graph, markov(len(graph), 1, 0.5), None)
     full = 0
     for n in (1, 3, 7):
-        trees, _ = grown(world, source, target, 9, simulations=n, c_puct=1.0)
+        trees, _ = grown(world, source, target, 9, simulations=n)
         visits, node = trees.kids["visits"], trees.kids["node"]
         at_root = visits[:, 0].sum(1)
         open_ = trees.alive(torch.zeros(len(source), dtype=torch.long)).any(1)
@@ -257,18 +261,20 @@ def test_the_value_is_calibrated(zigzag, planner):
 
 
 @every_search
-def test_a_planner_finds_its_way_without_a_road(planner, search):
+def test_a_planner_finds_its_way_without_a_road(planner, search, monkeypatch):
     """The planner was built from places alone: whoever looked at a road would have raised."""
+    monkeypatch.setattr(worlds, "BREADTH", 3)
     source, target = np.triu_indices(7, 1)
-    found = search(LatentWorld(planner, breadth=3), source, target, 6)
+    found = search(LatentWorld(planner), source, target, 6)
     assert lists(found) == [list(range(a, b + 1)) for a, b in zip(source, target, strict=True)]
     assert not found.lookups.any() and not found.expansions.any()
-    some = search(LatentWorld(planner, breadth=3), source[:4], target[:4], 6)
+    some = search(LatentWorld(planner), source[:4], target[:4], 6)
     assert lists(some) == lists(found)[:4] and spent(some) == spent(found)[:4]
 
 
-def test_latent_operations_are_torchs_and_counted(planner):
-    city, n, world = torch.tensor([0, 1, 2]), 3, LatentWorld(planner, breadth=2)
+def test_latent_operations_are_torchs_and_counted(planner, monkeypatch):
+    monkeypatch.setattr(worlds, "BREADTH", 2)
+    city, n, world = torch.tensor([0, 1, 2]), 3, LatentWorld(planner)
     with torch.no_grad():
         latent = world.begin(city, city + 2)
         goal, foresee = planner.inputs.goal_flops, planner.outlook_flops
