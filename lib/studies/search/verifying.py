@@ -15,6 +15,7 @@ from citypaths import decoding
 from citypaths.data.dataset import Dataset
 from citypaths.decoding import LOST, PathLength, Scorer, Sum
 from citypaths.files import data_dir
+from citypaths.judging.metrics import SLACK
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.models import PathModel
@@ -61,7 +62,7 @@ class Tried:
         drawn = decoding.Attempts.concatenate(parts)
         source, target = (x[drawn.query] for x in ids)
         km = PathLength(queries.graph).score(source, target, drawn.paths)
-        good = km <= 1.05 * queries.rows.km[drawn.query]
+        good = km <= (1 + SLACK) * queries.rows.km[drawn.query]
         return cls(queries, drawn, source, target, km, good, drawn.paths.leads(source, target))
 
     def energies(self, scorer: Scorer) -> np.ndarray:
