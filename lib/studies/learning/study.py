@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,15 @@ from citypaths.data.splits import TRAIN, Recipe
 from citypaths.judging.floors import stored_hops
 from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, device, mean_loss
+from citypaths.lab import device, mean_loss, train_arm
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph, unit_hash
-from citypaths.map.paths import Paths
+from citypaths.map.paths import Found, Paths
 from citypaths.models import PathModel, build
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
-from studies.memory import Cached, KeyValueCache, Roads, fit
-from studies.search import exchange
+from citypaths.training.recipes import arms, recipe
+from studies.memory import KeyValueCache, Roads, fit
 
 ALONE = "greedy"
 CACHE = "greedy + cache"
@@ -35,7 +35,6 @@ STORED = "greedy, stored hops"
 STITCHED = "stitched hops"
 THETAS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
-FITS = ("share", "seed", "method", "rows", "theta", "weight", "nats", "nats alone")
 SALT = 0x5348415245  # the split draws the same pairs by hashes of its own
 
 
@@ -98,7 +97,7 @@ def halves(dataset: Dataset, share: float, draw: int) -> tuple[Paths, Paths]:
 
 def name_of(size: Size) -> str:
     """Return the learner's name: the smallest width of the ladder of notebook 05."""
-    return f"gru-{exchange.widths(size)[0]}"
+    return f"gru-{recipe(size, arms(size, 'learning')[0]).settings['width']}"
 
 
 def learner(size: Size, dataset: Dataset, share: float, seed: int) -> Trained:
@@ -107,12 +106,12 @@ def learner(size: Size, dataset: Dataset, share: float, seed: int) -> Trained:
     Every share takes the same number of steps, that of the ladder's rung, which is the learner of
     all. At 0 it keeps its first weights. The learning rate was not tuned to the share.
     """
-    width = exchange.widths(size)[0]
+    arm = arms(size, "learning")[0]
     if share:
         paths = dataset if share == 1 else Share.of(dataset, share, seed)
-        return exchange.train_rung(size, paths, width, seed)
+        return train_arm(size, paths, arm, seed)
     torch.manual_seed(seed)
-    model = build("rnn", dataset.graph, **arm_settings(name_of(size))).to(device())
+    model = build("rnn", dataset.graph, **recipe(size, arm).settings).to(device())
     return Trained(model, pd.DataFrame(), 0, 0, 0.0)
 
 
@@ -152,74 +151,60 @@ def caches(model: PathModel, learned: Paths, rest: Paths) -> dict[str, KeyValueC
     return table
 
 
-def with_cache(queries: Queries, cached: Cached, method: Method, **columns: Any) -> Scored:
-    """Score the learner with a cache; to fill the cache is counted as training."""
-    found = queries.decode(decoding.beam, cached, width=1)  # greedy that leaves out who has arrived
-    filled = cached.model.flops_per_step() * len(cached.store)
-    flops = {"training_flops": (method.training_flops or 0) + filled}
-    method = replace(method, memory_numbers=cached.store.numbers, **flops)
-    return score(queries, found, method, next_hop=next_hops(cached, queries), **columns)
-
-
-def with_hops(
-    queries: Queries, model: PathModel, paths: Paths, methods: dict[str, Method], **columns: Any
-) -> list[Scored]:
-    """Score what only the hops of stored paths allow: the learner among them, and shortest ways.
-
-    Look-ups and expansions are of the stored hops, not of the true map.
-    """
-    stored = stored_hops(queries.graph, [paths])
-    columns |= {"memory_numbers": 2 * len(stored.indices)}
-    found = queries.decode(decoding.greedy, model, checked_by=stored)
-    right = next_hops(Roads(model, stored), queries)
-    among = score(queries, found, methods[STORED], next_hop=right, **columns)
-    found = best_first(stored, queries.rows.source, queries.rows.target)
-    right = stitched_next_hops(stored, queries)
-    return [among, score(queries, found, methods[STITCHED], next_hop=right, **columns)]
-
-
 def of_share(
     size: Size, dataset: Dataset, queries: Queries, valid: Paths, share: float, seed: int
 ) -> tuple[list[Scored], list[dict[str, Any]]]:
     """Score everything that a learner of a share (0 to 1) and a store of the other paths allow.
 
-    Returns: scored methods, and for each cache a dict of `FITS`.
+    To fill a cache is counted as training. Look-ups and expansions of stored hops are of the store,
+    not of the true map.
 
     Args:
         valid: validation paths on which sharpness and weight of a cache are fitted.
+
+    Returns: scored methods, and for each cache how it was fitted.
     """
     trained = learner(size, dataset, share, seed)
-    model, columns = trained.model.eval(), {"study": "learning", "seed": seed}
-    methods = methods_of(name_of(size), trained, share)
+    model, (learned, rest) = trained.model.eval(), halves(dataset, share, seed)
+
+    def scored(name: str, family: str, regime: str, found: Found, next_hop: float, **names: Any):
+        names |= {"name": name, "family": family, "regime": regime, "share": share}
+        method = Method.of(name_of(size), trained, **names)
+        columns = {"study": "learning", "seed": seed, "next_hop": next_hop}
+        return score(queries, found, method, **columns)
+
     found = queries.decode(decoding.greedy, model)
-    taught = {"next_hop": next_hops(model, queries), "loss": mean_loss(model, queries)}
-    scored, fits = [score(queries, found, methods[ALONE], **taught, **columns)], []
+    alone = scored(ALONE, "greedy", "closed_book", found, next_hops(model, queries))
+    alone.row["loss"] = mean_loss(model, queries)
     if share == 1:
-        return scored, fits
-    learned, rest = halves(dataset, share, seed)
+        return [alone], []
+    rows, fits = [alone], []
     for name, cache in caches(model, learned, rest).items():
         cached, tried = fit(model, cache, valid, THETAS, WEIGHTS)
-        scored.append(with_cache(queries, cached, methods[name], **columns))
-        best = (cached.theta, cached.weight, min(tried.values()), tried[cached.theta, 0.0])
-        fits.append(dict(zip(FITS, (share, seed, name, len(cache), *best), strict=True)))
-    return scored + with_hops(queries, model, rest, methods, **columns), fits
+        fitted = {"share": share, "seed": seed, "method": name, "rows": len(cache)}
+        fitted |= {"theta": cached.theta, "weight": cached.weight}
+        fits.append(fitted | {"nats": min(tried.values()), "nats alone": tried[cached.theta, 0.0]})
+        found = queries.decode(decoding.beam, cached, width=1)  # greedy; who arrived is left out
+        held = {"training_flops": trained.training_flops + model.flops_per_step() * len(cache)}
+        held |= {"memory_numbers": cache.numbers}
+        right = next_hops(cached, queries)
+        rows.append(scored(name, "memory", "closed_book", found, right, **held))
+    return rows + _with_hops(queries, model, rest, scored), fits
 
 
-def methods_of(label: str, trained: Trained, share: float) -> dict[str, Method]:
-    """Return what a learner of a share (0 to 1) of the paths is asked with, by name."""
-    kinds = {
-        ALONE: ("greedy", "closed_book"),
-        CACHE: ("memory", "closed_book"),
-        CACHE_OF_ALL: ("memory", "closed_book"),
-        STORED: ("memory", "checked"),
-    }
-    table = {
-        name: Method.of(label, trained, name=name, family=family, regime=regime, share=share)
-        for name, (family, regime) in kinds.items()
-    }
-    free = {"parameters": 0, "training_flops": 0.0, "share": share}
-    search = Method(name=STITCHED, family="graph search", regime="open_map", **free)
-    return table | {STITCHED: search}
+def _with_hops(
+    queries: Queries, model: PathModel, paths: Paths, scored: Callable[..., Scored]
+) -> list[Scored]:
+    """What only the hops of stored paths allow: the learner among them, and shortest ways."""
+    stored = stored_hops(queries.graph, [paths])
+    held = {"memory_numbers": 2 * len(stored.indices)}
+    found = queries.decode(decoding.greedy, model, checked_by=stored)
+    right = next_hops(Roads(model, stored), queries)
+    among = scored(STORED, "memory", "checked", found, right, **held)
+    found = best_first(stored, queries.rows.source, queries.rows.target)
+    held |= {"model": "none", "parameters": 0, "training_flops": 0}
+    right = stitched_next_hops(stored, queries)
+    return [among, scored(STITCHED, "graph search", "open_map", found, right, **held)]
 
 
 def trials(
@@ -231,4 +216,4 @@ def trials(
         for percent in dict.fromkeys((*size.shares, 100)):
             found, fitted = of_share(size, dataset, queries, valid, percent / 100, seed)
             scored, fits = scored + found, fits + fitted
-    return scored, pd.DataFrame(fits, columns=list(FITS))
+    return scored, pd.DataFrame(fits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from citypaths import decoding
 from citypaths.data.batches import Batch, batch_of_paths
 from citypaths.decoding.decode import Moves
 from citypaths.map.graph import CityGraph
@@ -20,6 +22,10 @@ from studies.memory.cache import KeyValueCache, Store, observed, states_of
 
 THETAS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+DECODERS = {  # by method: its family, the width of the beam, and how to decode
+    "greedy": ("greedy", 1, decoding.greedy),
+    "beam 8": ("beam", 8, partial(decoding.beam, width=8)),
+}
 IMPOSSIBLE = -1e4  # log-probability of a hop without a row, of which there may be no other
 
 

@@ -29,7 +29,7 @@ from studies.memory.cache import (
     rounded,
     states_of,
 )
-from studies.memory.mixture import Cached, familiarity, fit
+from studies.memory.mixture import DECODERS, Cached, familiarity, fit
 
 OWN_THETAS = (5.0, 10.0, 20.0, 40.0, 80.0)
 OWN_WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
@@ -145,18 +145,16 @@ def control_table(fitted: Cached, test: Queries) -> pd.DataFrame:
 def score_cached(queries: Queries, arm: str, trained: Trained, fitted: Cached) -> list[Scored]:
     """Score a model alone and with a cache, greedy and with a beam of 8."""
 
-    def decoded(model: PathModel, width: int, asked: Queries) -> Found:
-        if width == 1:
-            return asked.decode(decoding.greedy, model)
-        return asked.decode(decoding.beam, model, width=width)
+    def decoded(model: PathModel, decoder: Callable[..., Found], asked: Queries) -> Found:
+        return asked.decode(decoder, model)
 
     methods = []
-    for cache, model in (("", trained.model.eval()), (", cache", fitted)):
-        for name, width in (("greedy", 1), ("beam 8", 8)):
-            what = {"family": "memory" if cache else name.split()[0], "regime": "closed_book"}
-            what |= {"attempts": width, "run": partial(decoded, model, width)}
-            what |= {"memory_numbers": fitted.store.numbers} if cache else {}
-            methods.append(Method.of(arm, trained, name=name + cache, **what))
+    for suffix, model in (("", trained.model.eval()), (", cache", fitted)):
+        for name, (family, width, decoder) in DECODERS.items():
+            what = {"family": "memory" if suffix else family, "regime": "closed_book"}
+            what |= {"attempts": width, "run": partial(decoded, model, decoder)}
+            what |= {"memory_numbers": fitted.store.numbers} if suffix else {}
+            methods.append(Method.of(arm, trained, name=name + suffix, **what))
     return score_methods(methods, queries, study="known map")
 
 

@@ -24,10 +24,9 @@ from citypaths.models.base import PathModel
 from citypaths.training.loop import Trained
 from studies.memory.cache import KeyValueCache
 from studies.memory.editing import Edit
-from studies.memory.mixture import Cached, Roads
+from studies.memory.mixture import DECODERS, Cached, Roads
 
 SHARES = (0.001, 0.01, 0.05, 0.2)
-GREEDY, BEAM = ("greedy", 1, decoding.greedy), ("beam 8", 8, partial(decoding.beam, width=8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +61,9 @@ def weights_only(queries: Queries, arm: str, trained: Trained) -> list[Editable]
         return Found(found.paths.take(edit.kept), *costs, found.seconds)
 
     rows = []
-    for family, (name, attempts, decoder) in (("greedy", GREEDY), ("beam", BEAM)):
+    for name, (family, width, decoder) in DECODERS.items():
         found = queries.decode(decoder, trained.model.eval())
-        what = {"name": name, "family": family, "regime": "closed_book", "attempts": attempts}
+        what = {"name": name, "family": family, "regime": "closed_book", "attempts": width}
         answer = partial(same_as_before, found)
         rows.append(Editable("weights", Method.of(arm, trained, **what), answer))
     return rows
@@ -84,8 +83,8 @@ def checked(arm: str, trained: Trained, n: int) -> list[Editable]:
         return edit.queries.decode(decoding.best_of, model, **options)
 
     model, rows = trained.model.eval(), []
-    for family, (name, attempts, decoder) in (("greedy", GREEDY), ("beam", BEAM)):
-        what = {"name": name, "family": family, "regime": "checked", "attempts": attempts}
+    for name, (family, width, decoder) in DECODERS.items():
+        what = {"name": name, "family": family, "regime": "checked", "attempts": width}
         rows.append(Editable("checked", Method.of(arm, trained, **what), partial(decoded, decoder)))
     what = {"name": f"best of {n}", "family": "best of N", "regime": "checked", "attempts": n}
     method = Method.of(arm, trained, **what, verifier="exact length")
@@ -116,9 +115,9 @@ def on_roads(arm: str, trained: Trained, hops: CityGraph) -> list[Editable]:
         return edit.queries.decode(decoder, Roads(trained.model.eval(), edited_hops(hops, edit)))
 
     rows = []
-    for name, attempts, decoder in (GREEDY, BEAM):
+    for name, (_, width, decoder) in DECODERS.items():
         what = {"name": f"roads, {name}", "family": "memory", "regime": "closed_book"}
-        what |= {"attempts": attempts, "memory_numbers": 2 * len(hops.indices)}
+        what |= {"attempts": width, "memory_numbers": 2 * len(hops.indices)}
         rows.append(Editable("roads", Method.of(arm, trained, **what), partial(answer, decoder)))
     return rows
 
@@ -182,16 +181,14 @@ def lessons(rows: Rows, avoid: Rows, edit: Edit) -> Paths:
     no = np.zeros(len(rows), bool)
     hit = Edit.of(Queries(edit.before, rows, no, no, np.ones(len(rows))), edit.after)
     paths = hit.queries.rows.paths.take(hit.hit)
-    asked = avoid.source.astype(np.int64) * len(edit.after) + avoid.target
-    inside = [np.isin(_pairs_in(path, len(edit.after)), asked).any() for path in paths]
-    return paths.take(~np.array(inside, bool))
+    cities = len(edit.after)
+    asked = avoid.source.astype(np.int64) * cities + avoid.target
 
+    def holds_one(path: np.ndarray) -> bool:
+        earlier, later = (path[ends].astype(np.int64) for ends in np.triu_indices(len(path), 1))
+        return bool(np.isin(earlier * cities + later, asked).any())
 
-def _pairs_in(path: np.ndarray, cities: int) -> np.ndarray:
-    """The key of each (earlier, later) pair of cities on a path."""
-    a, b = np.triu_indices(len(path), 1)
-    ids = path.astype(np.int64)
-    return ids[a] * cities + ids[b]
+    return paths.take(~np.array([holds_one(path) for path in paths], bool))
 
 
 def reroute(edits: Mapping[tuple[float, int], Edit], methods: Iterable[Editable]) -> pd.DataFrame:

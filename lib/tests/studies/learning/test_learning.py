@@ -14,17 +14,18 @@ from citypaths.data.batches import batch_of_paths
 from citypaths.judging.floors import stored_hops
 from citypaths.judging.ledger import _check, largest_run, record
 from citypaths.judging.queries import Queries
+from citypaths.lab import train_arm
 from citypaths.map.best_first import best_first
 from citypaths.sizes import get_size
+from citypaths.training.recipes import arms
 from studies.learning import figures as learning_plots
 from studies.learning import study as learning
 from studies.learning import values as worth
 from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED, halves
 from studies.memory import Cached, Roads
 from studies.scoreboard.tables import learning_table
-from studies.search import exchange
 
-SIZE = {"width": 32, "budget": 3e7, "budget_tokens": 128, "shares": [0, 20]}
+SIZE = {"budget": 3e7, "batch_tokens": 128, "shares": [0, 20]}
 
 
 @pytest.fixture(scope="module")
@@ -200,24 +201,28 @@ def test_stitched_next_hops_by_hand(queries, tiny_dataset):
     assert learning.stitched_next_hops(queries.graph, queries) > 0.9
 
 
+def named(scored, method: str, share: float):
+    (one,) = (s for s in scored if s.row["method"] == method and s.row["share"] == share)
+    return one
+
+
 def test_stored_hops_are_all_that_is_taken(tried, queries, tiny_dataset):
-    paths = halves(tiny_dataset, 0.9, 0)[1]
-    stored = stored_hops(queries.graph, [paths])
-    methods = learning.methods_of("m", tried[2], 0.9)
-    for one in learning.with_hops(queries, tried[2].model.eval(), paths, methods):
+    stored = stored_hops(queries.graph, [halves(tiny_dataset, 0.2, 0)[1]])
+    for method in (STORED, STITCHED):
+        one = named(tried[0], method, 0.2)
         for path in one.found.paths:
             assert stored.is_edge(path[:-1], path[1:]).all()
         assert one.row["lookups"] > 0 and one.row["legal"] == 1
+        assert one.row["memory_numbers"] == 2 * len(stored.indices)
     assert one.row["model"] == "none" and one.row["training_flops"] == 0
 
 
 def test_a_cache_decodes_greedily(tried, queries, tiny_dataset):
     model = tried[2].model.eval()
     cache = learning.caches(model, *halves(tiny_dataset, 0.2, 0))[CACHE]
-    cached = Cached(model, cache, theta=40.0, weight=0.5)
-    method = learning.methods_of("m", tried[2], 0.2)[CACHE]
-    found = learning.with_cache(queries, cached, method).found
-    greedy = queries.decode(decoding.greedy, cached)
+    fitted = tried[1].set_index(["share", "method"]).loc[(0.2, CACHE)]
+    cached = Cached(model, cache, theta=fitted["theta"], weight=fitted["weight"])
+    found, greedy = named(tried[0], CACHE, 0.2).found, queries.decode(decoding.greedy, cached)
     assert found.paths.tokens.tolist() == greedy.paths.tokens.tolist()
     assert found.flops == pytest.approx(greedy.flops)
 
@@ -225,7 +230,7 @@ def test_a_cache_decodes_greedily(tried, queries, tiny_dataset):
 def test_the_learner_of_everything_is_the_ladder_s(size, tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
     assert learning.name_of(size) == "gru-8"
-    exchange.train_rung(size, tiny_dataset, 8, 0)
+    train_arm(size, tiny_dataset, arms(size, "ladder")[0], 0)
     folders = sorted((size.folder / "models").iterdir())
     learning.learner(size, tiny_dataset, 1, 0)
     assert sorted((size.folder / "models").iterdir()) == folders
