@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -682,3 +684,19 @@ def test_rows_are_the_same_in_any_grouping(made, threads, groups):
     targets = np.array_split(np.arange(len(made.graph)), groups)
     rows = [sample_rows(made.graph, made.recipe, some, threads) for some in targets]
     assert_same_rows(Rows.concatenate(rows), all_rows(made))
+
+
+def test_making_a_dataset_leaves_the_threads_of_torch_alone(tmp_path):
+    """Numba's own threads would set them, and the last bits of training depend on their number."""
+    code = (
+        "import torch\n"
+        "from citypaths import lab, sizes\n"
+        "torch.set_num_threads(1)\n"
+        "graph = lab.make_graph(sizes.get_size('tiny'))\n"
+        "lab.size_dataset(sizes.get_size('tiny'), graph, make=True).queries('test')\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = os.environ | {"CITYPATHS_HOME": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "1"
