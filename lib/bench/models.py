@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import studies.recurrence  # noqa: F401  it registers its models
 from bench import Call, Line, interleaved, one_thread
 from citypaths import decoding
 from citypaths.data.batches import Batch
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph
-from citypaths.models import build, registered
+from citypaths.models import build
 from citypaths.models.base import nats
 from studies.city_map.survey import draw_sample
 
@@ -29,6 +30,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "feedback": ("feedback", {"heads": HEADS}),
     "lstm": ("rnn", {"cell": "lstm", "tied": True}),
 }
+DECODED = ("rnn", "transformer", "feedback", "looped", "top_recurrent", "act", "ponder")
 
 
 def bench_models(rounds: int = 7) -> list[Line]:
@@ -127,10 +129,10 @@ def _labml(cities: int, batch: Batch) -> dict[str, Call]:
 
 
 def decoding_lines(graph: CityGraph, queries: int = 256, hops: int = 30) -> list[Line]:
-    """Time greedy decoding of a query by every registered model, untrained, of default size."""
+    """Time greedy decoding of a query by every model, untrained, of default size."""
     pairs = draw_sample(graph, queries).pairs[:queries]
     calls = {}
-    for name in registered():
+    for name in DECODED:
         torch.manual_seed(0)
         model = build(name, graph).eval()
         calls[name] = lambda m=model: decoding.greedy(m, *pairs.T, hops, batch=queries)
