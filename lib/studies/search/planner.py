@@ -29,7 +29,7 @@ class Planner(RNN):
         graph: decides the vocabulary and the coordinates; its edges are not read.
         value_weight, astray_weight: of the value's cross-entropy on real prefixes, and after wrong
             hops (drawn from the policy; in evaluation the most probable one).
-        others: of `RNN`: width, tied, softmaxes, recurrent, ids, coordinates, endpoints.
+        others: of `RNN`: width, tied, softmaxes, recurrent, coordinates, endpoints.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Planner(RNN):
         astray_weight: float = 0.25,
         **others: Any,
     ) -> None:
-        fixed = {"cell", "layers", "loops", "dropout"} & set(others)
+        fixed = {"cell", "loops"} & set(others)
         if fixed:
             raise ValueError(f"a planner is one GRU layer: it takes no {', '.join(sorted(fixed))}")
         if ratios < 2 or longest <= 1:

@@ -37,7 +37,7 @@ CASES = {
     "fewer rows than ranks": (replace(SHORT, batch_tokens=20, hindsight=0.3), MODEL),
     "lstm": (SHORT, {"width": 8, "cell": "lstm", "softmaxes": 2, "coordinates": "raw"}),
 }
-RANDOM = (replace(SHORT, steps=60, own_input=0.2, hindsight=0.3), {"width": 8, "dropout": 0.2})
+RANDOM = (replace(SHORT, steps=60, own_input=0.2, hindsight=0.3), {"width": 8})
 LIMIT = 150  # seconds for what takes a few; many on a busy machine
 STARTED: list[subprocess.Popen] = []
 

@@ -39,11 +39,10 @@ VARIANTS = {
     "plain": ({}, SMALL),
     "own input": ({"own_input": 0.3}, SMALL),
     "hindsight": ({"hindsight": 0.5}, SMALL),
-    "dropout": ({}, SMALL | {"dropout": 0.3, "layers": 2}),
     "everything": (
         {"own_input": 0.2, "hindsight": 0.4},
         SMALL
-        | {"cell": "lstm", "dropout": 0.2, "layers": 2, "tied": True}
+        | {"cell": "lstm", "tied": True}
         | {"softmaxes": 2, "coordinates": "raw", "endpoints": "prefix"},
     ),
     "looped": ({}, {"width": 8, "heads": 2, "sampled": [1, 4], "backprop": 2, "noise": 0.5}),

@@ -397,7 +397,7 @@ def test_argument_errors(chain, zigzag):
     for wrong in ({"breadth": 0}, {"surprise": -1.0}, {"astray": -1.0}):
         with pytest.raises(ValueError, match="breadth is at least 1, surprise and astray are 0"):
             LatentWorld(planner, **wrong)
-    with pytest.raises(ValueError, match="one GRU layer: it takes no cell, layers"):
-        build("planner", zigzag, cell="lstm", layers=2)
+    with pytest.raises(ValueError, match="one GRU layer: it takes no cell"):
+        build("planner", zigzag, cell="lstm")
     with pytest.raises(ValueError, match="2 or more up to above 1, not 1 up to 2"):
         build("planner", zigzag, ratios=1)
