@@ -40,6 +40,11 @@ def reports_dir() -> Path:
     return project_root() / "reports"
 
 
+def records_dir() -> Path:
+    """Return where runs of this machine are recorded: `CITYPATHS_REPORTS`, else `data/ledger`."""
+    return Path(os.environ.get("CITYPATHS_REPORTS") or data_dir() / "ledger")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path`, flushed to disk, when the block ends well.

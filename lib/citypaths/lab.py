@@ -15,7 +15,7 @@ from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset, make_dataset, open_dataset
 from citypaths.data.splits import Split, recipe_for
 from citypaths.data.workers import Where
-from citypaths.files import DataFileError, atomic_write, digest, project_root, reports_dir
+from citypaths.files import DataFileError, atomic_write, digest, project_root, records_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.models import PathModel
@@ -147,7 +147,7 @@ def faults(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def save_figure(figure: Any, name: str) -> None:
-    """Save a matplotlib figure as `reports/figures/NAME.png`."""
-    path = reports_dir() / "figures" / f"{name}.png"
+    """Save a matplotlib figure as `figures/NAME.png` beside this machine's records."""
+    path = records_dir() / "figures" / f"{name}.png"
     with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=90)

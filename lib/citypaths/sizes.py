@@ -135,8 +135,12 @@ def get_size(name: str, overrides: dict[str, Any] | None = None) -> Size:
 
 
 def two_way_of(size: Size) -> Size:
-    """Return the size on whose two-way graph "why 2021 failed" is told, with the same training."""
-    return replace(SIZES[size.two_way], training=size.training)
+    """Return the US size on whose two-way graph "why 2021 failed" is told, as `size` otherwise.
+
+    It has the same training and the same source of cities.
+    """
+    same = {"source": size.source, "path": size.path, "training": size.training}
+    return replace(SIZES[size.two_way], **same)
 
 
 def _near(word: str, known: list[str]) -> str:

@@ -1,10 +1,9 @@
-"""Sizes, a size's data and queries, scores, the 2021 waterfall, and the survey of a graph."""
+"""Sizes, a size's data and queries, scores, the 2021 waterfall."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -21,10 +20,9 @@ from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
-from citypaths.sizes import SIZES, Size, get_size, settings_of
+from citypaths.sizes import SIZES, Size, get_size, settings_of, two_way_of
 from citypaths.training.recipes import Recipe
 from studies.baselines.waterfall import climb, rungs
-from studies.city_map.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
 
 LITTLE = {"train": 1500, "valid": 80, "test": 400, "queries": 40}
 
@@ -170,6 +168,7 @@ def test_a_size_on_another_source(home):
         made = lab.size_graph(size, make=True)
         assert made.fingerprint == build_graph(towns, 30).fingerprint
         assert lab.size_graph(size).cities["county_name"].tolist() == ["Shelby"] * 4
+        assert len(lab.make_graph(two_way_of(size))) == 4
     with pytest.raises(DataFileError, match="nowhere.csv is missing"):
         lab.make_graph(replace(size, path="nowhere.csv"))
     danes = lab.size_cities(get_size("tiny", {"country": "Denmark", "states": ["17"]}))
@@ -349,81 +348,3 @@ def test_climbing_it(graph, home):
     assert len({row["graph"] for row in table["row"]}) == 3
     assert len(list((size.folder / "models").iterdir())) == 6
     record("waterfall", size, 0, table["row"].tolist())
-
-
-# The survey
-
-
-@pytest.fixture(scope="module", params=["eastward", "two_way"])
-def surveyed(request, place):
-    """Forty cities on a jagged grid and two far away, and all of their queries."""
-    random = np.random.default_rng(0)
-    points = [(35 + 0.1 * i, -80 + 0.1 * j) for i in range(5) for j in range(8)]
-    points = np.array(points) + random.uniform(-0.03, 0.03, (40, 2))
-    graph = build_graph(place([*points, (50, -100), (50, -100.05)]), 16, request.param)
-    return graph, draw_sample(graph, queries=10**9, targets=len(graph))
-
-
-def test_survey_against_networkx(surveyed):
-    graph, sample = surveyed
-    roads = graph.to_networkx()
-    lengths = dict(nx.all_pairs_dijkstra_path_length(roads))
-    routes = dict(nx.all_pairs_dijkstra_path(roads))
-    pairs = {(a, b) for a in routes for b in routes[a] if a != b}
-    assert set(map(tuple, sample.pairs.tolist())) == pairs
-    km = np.array([lengths[a][b] for a, b in sample.pairs.tolist()])
-    hops = np.array([len(routes[a][b]) - 1 for a, b in sample.pairs.tolist()])
-    straight = graph.distance_km(*sample.pairs.T)
-    pieces = list(nx.weakly_connected_components(roads))
-    n = len(graph)
-    figures = survey(graph, sample)
-    possible = n * (n - 1) / (1 if graph.orientation == "two_way" else 2)
-    walked = judge(graph, *sample.pairs.T, km, walk(graph, *sample.pairs.T).paths)
-    expected = {
-        "cities": n,
-        "edges": roads.number_of_edges(),
-        "mean_degree": roads.number_of_edges() / n,
-        "components": len(pieces),
-        "giant": max(map(len, pieces)) / n,
-        "reach": len(pairs) / possible,
-        "hops_mean": hops.mean(),
-        "hops_p95": np.quantile(hops, 0.95),
-        "hops_max": hops.max(),
-        "stretch": (km / straight).mean(),
-        "geo_greedy": walked["success"].mean(),
-    }
-    assert figures == pytest.approx(expected, rel=1e-6)
-
-
-def test_traffic_is_betweenness(surveyed):
-    graph, sample = surveyed
-    between = nx.betweenness_centrality(graph.to_networkx(), normalized=False, weight="weight")
-    expected = [between[i] / len(sample.pairs) for i in range(len(graph))]
-    np.testing.assert_allclose(traffic(graph, sample), expected, atol=1e-9)
-
-
-def test_stretch_by_city(surveyed):
-    graph, sample = surveyed
-    found = stretch_by_city(graph, sample)
-    straight = graph.distance_km(*sample.pairs.T)
-    far = straight > 2 * graph.connected_km
-    for city in range(len(graph)):
-        rows = far & (sample.pairs[:, 0] == city)
-        expected = (sample.km[rows] / straight[rows]).mean() if rows.any() else np.nan
-        np.testing.assert_allclose(found[city], expected, rtol=1e-9)
-
-
-def test_a_sample_is_of_about_the_size_asked_for(graph):
-    sample = draw_sample(graph, queries=500, targets=32)
-    assert len(np.unique(sample.pairs[:, 1])) <= 32
-    assert len(sample.pairs) == pytest.approx(500, rel=0.2)
-    again, other = (draw_sample(graph, queries=500, targets=32, seed=s) for s in (0, 1))
-    assert np.array_equal(sample.pairs, again.pairs)
-    assert not np.array_equal(sample.pairs[:50], other.pairs[:50])
-    assert survey(graph, sample)["hops_mean"] == (sample.paths.lengths - 1).mean()
-
-
-def test_survey_of_several_distances(graph):
-    table = survey_distances(graph.cities, [20, 30])
-    assert table.index.tolist() == [20, 30]
-    assert table.loc[20, "edges"] < table.loc[30, "edges"] == len(graph.indices)

@@ -1,4 +1,7 @@
-"""The ledger: one JSON a run, one CSV of all rows, and the tables generated from it."""
+"""The ledger: one JSON a run, a row a scored method, one CSV of all rows.
+
+Runs are recorded under `data/ledger`; `publish` moves them to `reports`, which is committed.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ from citypaths.files import (
     atomic_write,
     lock,
     project_root,
+    records_dir,
     remove_parts,
     reports_dir,
     sealed,
+    write_bytes,
     write_json,
 )
 from citypaths.sizes import SIZES, Size, digest, settings_of
@@ -112,7 +117,7 @@ def record(
     device: str = "cpu",
     **shared: Any,
 ) -> Path:
-    """Write a run's JSON and rebuild `reports/results.csv`; a rerun replaces its own rows.
+    """Write a run's JSON in `records_dir`, and its CSV anew; a rerun replaces its own rows.
 
     Args:
         rows: one dict a method, with the ledger's column names; `regime` is required.
@@ -150,13 +155,37 @@ def file_record(body: dict[str, Any]) -> Path:
         raise ValueError(f"a run is named with letters, digits, dots and dashes: {body['run']!r}")
     for row in body["rows"]:
         _check(row)
-    path = reports_dir() / "runs" / f"{body['run']}.json"
-    with lock(reports_dir() / "runs" / ".lock"):
+    folder = records_dir()
+    path = folder / "runs" / f"{body['run']}.json"
+    with lock(path.parent / ".lock"):
         remove_parts(path.parent)
-        remove_parts(reports_dir(), "results.csv")
+        remove_parts(folder, "results.csv")
         write_json(path, sealed(body))
-        _write_csv()
+        _write_csv(folder)
     return path
+
+
+def publish(size: str, seed: int) -> list[Path]:
+    """Move a size's runs of a seed, and its figures, from `records_dir` to `reports_dir`.
+
+    Returns: what was moved, at its new place.
+    """
+    here, there = records_dir(), reports_dir()
+    if here == there:
+        return []
+    runs = [*here.glob(f"runs/*-{size}-seed{seed}.json")]
+    runs += here.glob(f"runs/*-{size}-seed{seed}-*.json")
+    others = {name for name in SIZES if name != size}
+    figures = [p for p in here.glob("figures/*.png") if p.stem.rpartition("-")[2] not in others]
+    moved = []
+    with lock(here / "runs" / ".lock"), lock(there / "runs" / ".lock"):
+        for path in sorted([*runs, *figures]):
+            moved.append(there / path.relative_to(here))
+            write_bytes(moved[-1], path.read_bytes())
+            path.unlink()
+        for folder in (here, there):
+            _write_csv(folder)
+    return moved
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -213,14 +242,20 @@ def _git(*words: str) -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-def load_results() -> pd.DataFrame:
-    """Return every row of every recorded run.
+def load_results(*folders: Path) -> pd.DataFrame:
+    """Return every row of every recorded run, text columns "" and others missing where unknown.
+
+    Args:
+        folders: with recorded `runs`; of two runs of a name the later folder's counts. Default:
+            `reports_dir` and `records_dir`.
 
     Raises:
         DataFileError: a run's JSON is damaged; the message names it.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted((reports_dir() / "runs").glob("*.json")):
+    folders = folders or (reports_dir(), records_dir())
+    paths = {path.name: path for folder in folders for path in (folder / "runs").glob("*.json")}
+    for _, path in sorted(paths.items()):
         try:
             rows += _checked_rows(json.loads(path.read_text(encoding="utf-8")), path.stem)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -266,9 +301,9 @@ def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
     return rows_of(body)
 
 
-def _write_csv() -> None:
-    with atomic_write(reports_dir() / "results.csv") as part:
-        load_results().to_csv(part, index=False, float_format="%.6g")
+def _write_csv(folder: Path) -> None:
+    with atomic_write(folder / "results.csv") as part:
+        load_results(folder).to_csv(part, index=False, float_format="%.6g")
 
 
 def percent(value: float, low: float | None = None, high: float | None = None) -> str:

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import PAD, Paths
 
+SLACK = 0.05  # how much longer than the shortest a path of success may be
 SLACKS = {"bounded_00": 0.0, "bounded_01": 0.01, "bounded_05": 0.05, "bounded_10": 0.10}
 OPTIMAL_SLACK = 1e-4
 RATES = ("legal", "arrives", *SLACKS, "success", "optimal", "exact")
@@ -34,8 +35,8 @@ def judge(
 
     Returns: one row a query: source, target, hops (of the judged path), km, ratio (km / optimal),
     legal, illegal (kind of the first illegal hop: not_a_city, too_far, wrong_way), arrives,
-    bounded_00 / 01 / 05 / 10, success (legal, arrives, within 5 %), optimal (legal, arrives, within
-    1e-4), exact (the reference itself). Lengths count illegal hops as the crow flies.
+    bounded_00 / 01 / 05 / 10, success (legal, arrives, within `SLACK`), optimal (legal, arrives,
+    within 1e-4), exact (the reference itself). Lengths count illegal hops as the crow flies.
     """
     n = len(source)
     if not len(paths) == len(target) == len(optimal_km) == n:
@@ -58,7 +59,7 @@ def judge(
     for name, slack in SLACKS.items():
         frame[name] = frame["ratio"].to_numpy() <= 1 + slack + 1e-12
     reached = frame["legal"] & frame["arrives"]
-    frame["success"] = reached & frame["bounded_05"]
+    frame["success"] = reached & (frame["ratio"] <= 1 + SLACK + 1e-12)
     frame["optimal"] = reached & (frame["ratio"] <= 1 + OPTIMAL_SLACK)
     frame["exact"] = _same(paths, reference) if reference is not None else False
     return frame

@@ -24,8 +24,11 @@ from citypaths.models.base import nats
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
 from citypaths.training.recipes import arms, recipe
+from studies.recurrence.feedback import FeedbackTransformer
+from studies.recurrence.looped import LoopedTransformer
 
 LOOPS = (1, 2, 4, 8, 16, 64)
+PLAIN = "transformer"  # one layer without loops, to which the others are compared
 STEADY = ("transformer", "transformer-deep", "gru", "gru-wide")  # arms that do not recur
 REMARKS = {
     "transformer": "one layer",
@@ -71,22 +74,21 @@ def run(
 
 
 def turn_the_dial(
-    queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int = 64
+    queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int
 ) -> list[Scored]:
     """Score every arm, by (label, seed), at `LOOPS` up to `most`; those without loops at 1.
 
     The feedback transformer's memory grows with every inner step, so it stops at 8.
     """
     scored = []
-    for (label, seed), model in trained.items():
-        end = 1 if label in STEADY else min(most, 8) if label == "feedback" else most
-        scored += [run(queries, label, model, seed, loops) for loops in LOOPS if loops <= end]
+    for (label, seed), arm in trained.items():
+        end = min(most, 8) if isinstance(arm.model, FeedbackTransformer) else most
+        end = 1 if label in STEADY else end
+        scored += [run(queries, label, arm, seed, loops) for loops in LOOPS if loops <= end]
     return scored
 
 
-def breadth(
-    queries: Queries, trained: Trained, seed: int, starts: Iterable[int] = (1, 2, 4, 8, 16)
-) -> list[Scored]:
+def breadth(queries: Queries, trained: Trained, seed: int, starts: Iterable[int]) -> list[Scored]:
     """Score a model with noise from several first states, the steadiest end taken city by city."""
     model, scored = trained.model, []
     for count in starts:
@@ -104,10 +106,8 @@ def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame
     return rows.groupby(["model", "loops"], sort=False)[list(columns)].agg(["mean", "min", "max"])
 
 
-def margins(
-    own: Iterable[Scored], dial: Iterable[Scored], plain: str = "transformer"
-) -> pd.DataFrame:
-    """Return by how much each other arm's success exceeds a plain arm's, over seeds.
+def margins(own: Iterable[Scored], dial: Iterable[Scored]) -> pd.DataFrame:
+    """Return by how much each arm's success exceeds the plain one-layer arm's, over seeds.
 
     Columns: own (at the loops it was trained with, all of `own`'s queries) with low and high (95 %
     t interval over seeds; missing for one seed), and at best, with the loops that have the highest
@@ -116,26 +116,22 @@ def margins(
     own, dial = (pd.DataFrame([s.row for s in scored]) for scored in (own, dial))
     table = {}
     for label in dict.fromkeys(own["model"]):
-        if label != plain:
-            mean, half = _mean_gap(own, label, plain)
+        if label != PLAIN:
+            mean, half = _mean_gap(own, label)
+            best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
+            kept = dial[(dial["model"] == PLAIN) | (dial["loops"] == best)]
             table[label] = {"own": mean, "low": mean - half, "high": mean + half}
-            table[label] |= _at_best(dial, label, plain)
+            table[label] |= {"at best": _mean_gap(kept, label)[0], "best loops": best}
     return pd.DataFrame(table).T
 
 
-def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
-    best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
-    kept = dial[(dial["model"] == plain) | (dial["loops"] == best)]
-    return {"at best": _mean_gap(kept, label, plain)[0], "best loops": best}
-
-
-def _mean_gap(rows: pd.DataFrame, label: str, plain: str) -> tuple[float, float]:
+def _mean_gap(rows: pd.DataFrame, label: str) -> tuple[float, float]:
     """The mean over seeds of the difference in success, and half its 95 % t interval."""
     each = rows.pivot(index="seed", columns="model", values="success")
-    return over_few(each[label] - each[plain])
+    return over_few(each[label] - each[PLAIN])
 
 
-def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.DataFrame:
+def halting(queries: Queries, trained: Trained) -> pd.DataFrame:
     """Return where a halting model spends its loops: one row a hop of the queries' shortest paths.
 
     Columns: loops, hops to go (this one included), detour (network / great-circle km of the
@@ -144,7 +140,7 @@ def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.
     model, rows = trained.model.eval(), queries.rows
     batch = batch_of(rows, next(model.parameters()).device)
     with torch.inference_mode():
-        spent = model.loops_spent(batch, loops)
+        spent = model.loops_spent(batch)
     real = (batch.labels >= 0).cpu().numpy()
     to_go = rows.hops[:, None] - np.arange(real.shape[1])
     detour = np.broadcast_to((rows.km / queries.straight_km)[:, None], real.shape)
@@ -159,10 +155,10 @@ def short_paths(size: Size, graph: CityGraph) -> Dataset:
     return make_dataset(graph, short, size.folder / f"spd-long-half-{graph.fingerprint[:8]}")
 
 
-def longest(dataset: Dataset, hops: np.ndarray, share: float = 0.05) -> Queries:
-    """Return the test queries of `dataset` among the longest `share` of paths with `hops` hops."""
+def longest(dataset: Dataset, hops: np.ndarray) -> Queries:
+    """Return the test queries of `dataset` among the longest 5 % of paths with `hops` hops."""
     queries = Queries.of(dataset)
-    return queries.take(queries.rows.hops >= np.quantile(hops, 1 - share))
+    return queries.take(queries.rows.hops >= np.quantile(hops, 0.95))
 
 
 def extrapolate(
@@ -175,10 +171,10 @@ def extrapolate(
     scored = []
     for coordinates, label, seed in product(("none", "raw"), labels, seeds):
         inputs = {} if coordinates == "none" else {"coordinates": coordinates}
-        model = train_arm(size, dataset, label, seed, variant=inputs)
+        arm = train_arm(size, dataset, label, seed, variant=inputs)
         name = label if coordinates == "none" else f"{label}-{coordinates}"
-        turned = (None, 16) if label.startswith("looped") else (None,)
-        scored += [run(queries, name, model, seed, loops) for loops in turned]
+        turned = (None, 16) if isinstance(arm.model, LoopedTransformer) else (None,)
+        scored += [run(queries, name, arm, seed, loops) for loops in turned]
     return scored
 
 

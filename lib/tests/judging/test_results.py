@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import citypaths
-from citypaths.files import DataFileError, lock
+from citypaths.files import DataFileError, lock, write_bytes
 from citypaths.judging import ledger as results
-from citypaths.judging.ledger import COLUMNS, load_results, percent, quantity, record
+from citypaths.judging.ledger import COLUMNS, load_results, percent, publish, quantity, record
 from citypaths.judging.metrics import RATES
 from citypaths.sizes import SIZES, get_size
 from studies.scoreboard import tables
@@ -200,6 +200,45 @@ def test_a_writer_waits_for_the_lock(reports):
         assert writer.is_alive() and not list(reports.glob("runs/*.json"))
     writer.join(30)
     assert len(load_results()) == 1
+
+
+@pytest.fixture
+def own(monkeypatch, tmp_path) -> Path:
+    """Runs of this machine apart from the committed ones."""
+    monkeypatch.delenv("CITYPATHS_REPORTS")
+    return tmp_path / "data" / "ledger"
+
+
+def test_a_run_stays_under_data_until_it_is_published(own, reports):
+    for name, seed in (("a", 0), ("a", 1), ("b", 0)):
+        record(name, TINY, seed, [row(success=0.25)])
+    record("a", SMALL, 0, [row()])
+    record("a", get_size("tiny", {"queries": 7}), 0, [row()])
+    assert not reports.exists() and len(pd.read_csv(own / "results.csv")) == 5
+    for name in ("x-tiny", "x-small", "x"):
+        write_bytes(own / "figures" / f"{name}.png", b"drawn")
+    moved = {path.relative_to(reports).as_posix() for path in publish("tiny", 0)}
+    changed = {name for name in moved if name.startswith("runs/a-tiny-seed0-")}
+    assert len(changed) == 1
+    assert moved - changed == {
+        *("runs/a-tiny-seed0.json", "runs/b-tiny-seed0.json"),
+        *("figures/x-tiny.png", "figures/x.png"),
+    }
+    assert {path.name for path in own.glob("*/*.[jp]*")} == {
+        *("a-tiny-seed1.json", "a-small-seed0.json", "x-small.png")
+    }
+    assert len(pd.read_csv(reports / "results.csv")) == 3
+    assert len(pd.read_csv(own / "results.csv")) == 2 and len(load_results()) == 5
+    assert not publish("tiny", 0)
+
+
+def test_one_s_own_run_counts_before_the_committed_one_of_its_name(own, reports):
+    record("a", TINY, 0, [row(success=0.1)])
+    record("b", TINY, 0, [row(success=0.2)])
+    publish("tiny", 0)
+    record("a", TINY, 0, [row(success=0.9), row(success=0.8)])
+    assert sorted(load_results()["success"]) == [0.2, 0.8, 0.9]
+    assert sorted(load_results(reports)["success"]) == [0.1, 0.2]
 
 
 # Tables

@@ -17,7 +17,6 @@ from citypaths.models import build
 from citypaths.sizes import get_size
 from citypaths.training.loop import Trained
 from studies.baselines import waterfall
-from studies.city_map import splits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,15 +85,6 @@ def test_rarest_hop_against_counting_by_hand(queries, memory):
         assert least == min(counts.get(hop, 0) for hop in hops)
     groups = scoring.well_travelled(queries, memory)
     assert (np.asarray(groups == "0") == (rarest == 0)).all()
-
-
-def test_leaks_grow_with_training_and_splits_compare(size, dataset):
-    leak = splits.leak_by_training_size(size, dataset.graph, steps=3)
-    assert leak["training paths"].is_monotonic_increasing and leak["contained"].between(0, 1).all()
-    assert leak["contained"].iloc[-1] > leak["contained"].iloc[0]
-    table = splits.compare_splits(size, dataset.graph).set_index("split")
-    assert table.loc["long", "hops, test"] > table.loc["pair", "hops, test"]
-    assert (table["train"] > 0).all()
 
 
 def test_faults_count_every_failure_once(queries):
