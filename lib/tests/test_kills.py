@@ -111,7 +111,7 @@ def make_run(home: Path, folder: Path) -> None:
 
 def tensors_of(path: Path) -> dict[str, bytes]:
     """A checkpoint's weights, optimizer and random state, byte by byte."""
-    from citypaths.training.loop import read_checkpoint
+    from citypaths.training.checkpoints import read_checkpoint
 
     head, tensors = read_checkpoint(path)
     counters = {k: v for k, v in head.items() if k != "seconds"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import counted_flops
 
 import studies.recurrence
 import studies.search  # noqa: F401  they register their networks
@@ -18,8 +19,8 @@ from citypaths.models.base import CityInput, Head, coordinate_features
 from citypaths.models.check import assert_consistent
 from citypaths.models.rnn import recurrent_matrix
 from citypaths.models.transformer import CONTEXT
-from citypaths.training.compute import counted_flops, training_flops
-from citypaths.training.loop import TrainSettings, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, train, training_flops
 
 WIDTH = 8
 COORDINATES = ["none", "raw", "place_cells", "periodic", "fourier"]

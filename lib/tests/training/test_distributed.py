@@ -27,8 +27,9 @@ from citypaths.map.graph import load_graph
 from citypaths.models import build
 from citypaths.sizes import get_size
 from citypaths.training import loop as train_module
+from citypaths.training.checkpoints import read_checkpoint
 from citypaths.training.distributed import Team, join, leave
-from citypaths.training.loop import Diverged, TrainSettings, read_checkpoint, train
+from citypaths.training.loop import Diverged, TrainSettings, train
 
 SHORT = TrainSettings(steps=20, batch_tokens=301, evaluations=3, save_seconds=0)
 MODEL = {"width": 16, "tied": True}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import counted_flops
 
 from citypaths.data.batches import Batch, batch_of
 from citypaths.decoding import LOST
@@ -18,8 +19,8 @@ from citypaths.map.graph import jittered, rounded
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build, registered
-from citypaths.training.compute import counted_flops, training_flops
-from citypaths.training.loop import TrainSettings, _Run, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, _Run, train, training_flops
 from studies.search import CostToGo, Doubt, ExactValue, HopsToGo, Inconsistency
 
 SMALL = {"width": 16, "inner": 16}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toys import counted_flops
 
 from citypaths.data.batches import batch_of
 from citypaths.decoding import PathLength
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.queries import Queries
 from citypaths.models import build
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
 from studies.search import ExactValue, Inconsistency
 from studies.search import study as searching

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from test_search import START, STEP, lists, markov
+from toys import counted_flops
 
 from citypaths.data.batches import Batch
 from citypaths.decoding import Budget
 from citypaths.map.graph import CityGraph, build_graph
 from citypaths.models import build
-from citypaths.training.compute import counted_flops
 from studies.search import (
     ExactValue,
     GreatCircle,

@@ -1,7 +1,4 @@
-"""Floating-point operations: what training and inference cost, counted one way for every model.
-
-A multiply-add is two operations; only matrix products count, as in torch's FlopCounterMode.
-"""
+"""Small things that several test files share."""
 
 from __future__ import annotations
 
@@ -11,14 +8,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from citypaths.models.base import PathModel
-
-
-def training_flops(model: PathModel, tokens: int, extra_forwards: float = 0.0) -> int:
-    """Return operations to train on `tokens` steps, with any extra forward passes."""
-    per_step = model.training_flops_per_step + extra_forwards * model.flops_per_step()
-    return int(per_step * tokens)
 
 
 def counted_flops(call: Callable[[], Any]) -> int:
