@@ -2,7 +2,6 @@
 
 from citypaths.decoding.attempts import Attempts, draw
 from citypaths.decoding.best_of import best_of, expected_best, scored, stitch, stitched
-from citypaths.decoding.budget import Budget
 from citypaths.decoding.decode import Interrupted, Moves, beam, greedy, in_parts, sample
 from citypaths.decoding.likelihood import Likelihood
 from citypaths.decoding.scorers import LOST, PathLength, Scorer, Sum, Value
@@ -10,7 +9,6 @@ from citypaths.decoding.scorers import LOST, PathLength, Scorer, Sum, Value
 __all__ = [
     "LOST",
     "Attempts",
-    "Budget",
     "Interrupted",
     "Likelihood",
     "Moves",

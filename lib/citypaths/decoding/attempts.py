@@ -7,6 +7,7 @@ count, so a thousand attempts of a confident model cost little more than its few
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,20 @@ class Attempts:
     flops: np.ndarray
     lookups: np.ndarray
     seconds: float
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Attempts]) -> Attempts:
+        """Join attempts at several sets of queries, in order."""
+        starts = np.cumsum([0, *(len(part.flops) for part in parts)])
+        hops = [part.hops + [start, 0, 0] for part, start in zip(parts, starts, strict=False)]
+        query = [part.query + start for part, start in zip(parts, starts, strict=False)]
+        count, log_p, flops, lookups = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("count", "log_p", "flops", "lookups")
+        )
+        paths, seconds = Paths.concatenate([p.paths for p in parts]), sum(p.seconds for p in parts)
+        whole = (np.concatenate(query), count, log_p, np.concatenate(hops), flops, lookups)
+        return cls(paths, *whole, seconds)
 
     def used_hops(self) -> np.ndarray:
         """Return each distinct (query, city, next city) that some attempt takes, int64 [H, 3]."""

@@ -166,13 +166,12 @@ TABLE: dict[str, dict[str, Row]] = {
         f"reverse-{arm}": Row("reverse", cell(arm), budget) for arm, budget in BASELINES.items()
     } | {
         "value": Row(
-            "value", {"finest": 0.01, "inside": 0.0},
-            (4.63e10, 3.083e11, 7.71e11, 1.54141e13), (4_096,) * 4,
+            "value", {}, (4.63e10, 3.083e11, 7.71e11, 1.54141e13), (4_096,) * 4,
         ),
         "reach": Row(
-            "reach", {"inside": 0.5}, (4.03e10, 2.681e11, 6.701e11, 1.3401e13), (4_096,) * 4
+            "reach", {}, (4.03e10, 2.681e11, 6.701e11, 1.3401e13), (4_096,) * 4
         ),
-        "judge": Row("judge", {"attempts": 2}, (5.2e10, 4.4e11, 8.03e11, 1.01e13), (2_048,) * 4),
+        "judge": Row("judge", {}, (5.2e10, 4.4e11, 8.03e11, 1.01e13), (2_048,) * 4),
         "planner": Row(
             "planner", {"width": (16, 64, 64, 256), "tied": True},
             (7.5e9, 4.8e11, 7.86e12, 2.5192e16),

@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from citypaths.judging.ledger import load_results, operations, percent, quantity
 from citypaths.plots import FAINT, INK
-from studies.search.exchange import SUFFIX
 
 NOTEBOOKS = (
     "03-rnn-baselines", "04-test-time-recurrence", "05-search", "06-iterative-refinement",
@@ -28,7 +26,8 @@ FAMILIES = {
     "greedy or sample": r".",
 }
 ALIKE = ["notebook", "model", "method", "regime"]
-RUNG, CURVE = f"{SUFFIX}$", r"^best of \d+ by |^waterfall"
+RUNG, CURVE = ", equal training$", r"^best of \d+ by |^waterfall"
+ASIDE = ("ladder", "curve")
 
 
 def recorded(size: str, seed: int | None = None) -> pd.DataFrame:
@@ -43,6 +42,7 @@ def recorded(size: str, seed: int | None = None) -> pd.DataFrame:
     rows = rows[(rows["split"] == "uncontained") & rows["success"].notna()]
     rows = rows if seed is None else rows[rows["seed"] == seed]
     rows = rows[~rows["model"].str.contains(RUNG) & ~rows["method"].str.contains(CURVE)]
+    rows = rows[~rows["study"].isin(ASIDE)]
     return rows.assign(family=rows["method"].map(family), operations=operations(rows))
 
 
@@ -149,7 +149,10 @@ def command(notebook: str, size: str) -> str:
 def ladder_rows(size: str) -> pd.DataFrame:
     """Return the rows of the ladder of equal training at a size, see `citypaths.exchange`."""
     rows = load_results()
-    return rows[(rows["size"] == size) & rows["model"].astype(str).str.contains(RUNG)]
+    rows = rows[rows["size"] == size]
+    rung = rows["model"].astype(str).str.contains(RUNG)  # as the ladder was named once
+    names = rows["model"].astype(str).str.replace(RUNG, "", regex=True)
+    return rows.assign(model=names)[rung | (rows["study"] == "ladder")]
 
 
 def baseline_rows(size: str) -> pd.DataFrame:
@@ -162,21 +165,20 @@ def baseline_rows(size: str) -> pd.DataFrame:
 def curve_rows(size: str) -> pd.DataFrame:
     """Return the rows of the best-of-N curves at a size."""
     rows = load_results()
-    return rows[(rows["size"] == size) & rows["method"].astype(str).str.match(r"best of \d+ by ")]
+    return rows[(rows["size"] == size) & (rows["study"] == "curve")]
 
 
-def overshoot(curves: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
-    """Return, by group and verifier, the N at which success is highest and what the most lose.
+def overshoot(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the N at which the best of N succeeds most, and what the largest N loses.
 
     Args:
-        curves: see `studies.search.verifying.best_of_curves`.
+        rows: of the best of N by hops and verifier; those of all queries are left out.
     """
     table = {}
-    for group, lines in curves.items():
-        for verifier, line in lines.items():
-            top = line.idxmax()
-            lost = line.max() - line.iloc[int(np.argmax(line.index))]
-            table[group, verifier] = {"best N": top, "success": line.max(), "lost at most": lost}
+    for by, part in rows[rows["subset"] != ""].groupby(["subset", "verifier"], sort=False):
+        line = part.groupby("attempts")["success"].mean()
+        lost = line.max() - line.iloc[-1]
+        table[by] = {"best N": line.idxmax(), "success": line.max(), "lost at most": lost}
     frame = pd.DataFrame(table).T
     frame.index.names = ["hops", "verifier"]
     return frame

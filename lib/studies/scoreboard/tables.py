@@ -82,9 +82,8 @@ def search_table(size: str) -> str:
     rows = rows[rows["run"] == f"05-search-{size}-seed0"]
     if rows.empty:
         return f"No run of `05-search` is recorded at size {size}."
-    ladder = rows["model"].str.endswith(", equal training")
-    curve = rows["method"].str.contains(r"^best of \d+ by ")
-    return table(rows[~ladder & ~curve])
+    aside = rows["study"].isin(board.ASIDE) | rows["model"].str.contains(board.RUNG)
+    return table(rows[~aside & ~rows["method"].str.contains(board.CURVE)])
 
 
 def refinement_table(size: str) -> str:

@@ -8,51 +8,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import nn
 from torch.nn.functional import dropout
+from toys import START, STEP, Markov, lists, markov
 
 from citypaths.decoding import beam, greedy, sample
 from citypaths.judging.metrics import judge
 from citypaths.map.graph import build_graph
-from citypaths.models import PathModel, build
+from citypaths.models import build
 from citypaths.training.loop import TrainSettings, train
-
-STEP, START = 7, 3  # what `Markov` says it costs
-
-
-class Markov(PathModel):
-    """Logits of the current city and the step alone: everything can be counted by hand.
-
-    They sharpen with each step, or else paths that take the same hops in another order would tie.
-    """
-
-    def __init__(self, logits) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.as_tensor(logits, dtype=torch.float32))
-        self.cities = len(self.table)
-
-    def forward(self, batch, loops=None):
-        return self.table[batch.cities] * (1 + 0.1 * torch.arange(batch.cities.shape[1])[:, None])
-
-    def start(self, source, target, loops=None):
-        return 0
-
-    def step(self, city, state):
-        return self.table[city] * (1 + 0.1 * state), state + 1
-
-    def reorder(self, state, index):
-        return state
-
-    def flops_per_step(self, loops=None):
-        return STEP
-
-    @property
-    def flops_to_start(self):
-        return START
-
-
-def lists(found) -> list[list[int]]:
-    return [path.tolist() for path in found.paths]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +31,6 @@ def six(place):
 def small(six):
     torch.manual_seed(4)
     return build("rnn", six, width=6, softmaxes=2, endpoints="prefix")
-
-
-def markov(cities: int, seed: int, scale: float = 2.0) -> Markov:
-    return Markov(scale * np.random.default_rng(seed).normal(size=(cities, cities)))
 
 
 @pytest.fixture(scope="module")

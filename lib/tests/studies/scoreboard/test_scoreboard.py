@@ -9,8 +9,6 @@ import pytest
 from citypaths.judging.ledger import GREAT_CIRCLE, record
 from citypaths.sizes import get_size
 from studies.scoreboard import board as scoreboard
-from studies.search.exchange import SUFFIX
-from studies.search.verifying import best_of_curves
 
 
 def a_row(model: str, method: str, regime: str, flops: float, success: float, **more) -> dict:
@@ -34,16 +32,17 @@ def ledger(tmp_path, monkeypatch):
         a_row("gru-16", "greedy", "closed_book", 1e5, 0.9, split="ordered"),
     ]
     again = [a_row("gru-16", "greedy", "closed_book", 7e5, 0.5, parameters=100)]
+    by_own = {"study": "curve", "verifier": "own likelihood"}
     curve = [
-        a_row("gru-16", f"best of {n} by own", "closed_book", 0, rate, budget=n, split=split)
-        for split, rates in {
-            "uncontained": (0.3, 0.5, 0.4),
-            "uncontained, 9-12 hops": (0.2, 0.3, 0.1),
-            "uncontained, 2-8 hops": (0.5, 0.6, 0.6),
+        a_row("gru-16", f"best of {n}", "closed_book", 0, rate, attempts=n, subset=subset, **by_own)
+        for subset, rates in {
+            "": (0.3, 0.5, 0.4),
+            "2-8 hops": (0.5, 0.6, 0.6),
+            "9-12 hops": (0.2, 0.3, 0.1),
         }.items()
         for n, rate in zip((1, 4, 16), rates, strict=True)
     ]
-    rung = a_row(f"gru-8{SUFFIX}", "greedy", "closed_book", 1e4, 0.2)
+    rung = a_row("gru-8", "greedy", "closed_book", 1e4, 0.2, study="ladder")
     record("03-rnn-baselines", tiny, 0, base)
     record("03-rnn-baselines", tiny, 1, again)
     record(
@@ -103,14 +102,11 @@ def test_the_frontier_by_brute_force():
     assert kept["success"].is_monotonic_increasing and kept["operations"].is_monotonic_increasing
 
 
-def test_curves_and_where_they_turn(ledger):
-    curves = best_of_curves(scoreboard.curve_rows("tiny"))
-    assert list(curves) == ["2-8", "9-12"]
-    assert curves["9-12"]["own"].to_dict() == {1: 0.2, 4: 0.3, 16: 0.1}
-    turn = scoreboard.overshoot(curves)
-    assert turn.loc[("9-12", "own"), "best N"] == 4
-    assert turn.loc[("9-12", "own"), "lost at most"] == pytest.approx(0.2)
-    assert turn.loc[("2-8", "own"), "lost at most"] == 0
+def test_where_curves_turn(ledger):
+    turn = scoreboard.overshoot(scoreboard.curve_rows("tiny"))
+    assert turn.loc[("9-12 hops", "own likelihood"), "best N"] == 4
+    assert turn.loc[("9-12 hops", "own likelihood"), "lost at most"] == pytest.approx(0.2)
+    assert turn.loc[("2-8 hops", "own likelihood"), "lost at most"] == 0
 
 
 def test_rows_for_the_exchange_rate(ledger):
