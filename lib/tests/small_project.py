@@ -17,7 +17,8 @@ from citypaths.judging.ledger import load_results, record
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph, load_graph
 from citypaths.sizes import SIZES
-from citypaths.training.loop import TrainSettings, load_history, load_trained, train
+from citypaths.training.checkpoints import load_history, load_trained
+from citypaths.training.loop import TrainSettings, train
 
 SETTINGS = TrainSettings(steps=6, batch_tokens=256, evaluations=3, save_seconds=0)
 FILES = {
