@@ -7,12 +7,16 @@ endif
 SIZE ?= small
 SEED ?= 0
 PYTHON ?= python3
+# Chapters that do not need each other run side by side, one thread each: results depend on threads.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 PY := .venv/bin/python
 RUN := data/executed/$(SIZE)-seed$(SEED)
 REPORT := reports/$(SIZE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 TINY := data/executed/nbval-tiny
+NBVAL := --nbval-lax --nbval-sanitize-with lib/tests/nbval.cfg --nbval-current-env --nbval-cell-timeout 600 -p no:randomly
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Command lines and the benchmark change no result, nor does the place where it is made.
@@ -20,13 +24,16 @@ ASIDE := notebooks cluster sweeps apart data/workers
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py lib/studies/*/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak lab report lint tables strip bench clean
+.PHONY: help run executed test soak lab report lint tables strip bench clean
 
 help: ## list the targets
 	@echo "make TARGET [SIZE=small|medium|full] [SEED=0] [PYTHON=python3]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1#\2/p' Makefile | awk -F'#' '{printf "%-9s %s\n", $$1, $$2}'
 
-run: $(EXECUTED) ## execute the notebooks that are out of date, in order, at SIZE and SEED
+run: .venv/.ready ## execute the notebooks that are out of date, at SIZE and SEED, on JOBS cores
+	@$(ONE) $(MAKE) --no-print-directory -j $(JOBS) executed SIZE=$(SIZE) SEED=$(SEED)
+
+executed: $(EXECUTED)
 	@echo "Up to date: $(words $(EXECUTED)) notebooks in $(RUN)"
 
 test: .venv/.ready ## test the package, then run every notebook on a tiny graph
@@ -35,7 +42,9 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
 	@$(PY) -m citypaths.notebooks prepare -p size tiny --references lib/tests/references $(NOTEBOOKS) $(TINY)
-	@CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest --nbval-lax --nbval-sanitize-with lib/tests/nbval.cfg --nbval-current-env --nbval-cell-timeout 600 -p no:randomly $(TINY)
+	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/0[1-3]-*.ipynb
+	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) -n auto --dist loadfile $(filter-out $(TINY)/01-% $(TINY)/02-% $(TINY)/03-% %-scoreboard.ipynb,$(NOTEBOOKS:notebooks/%=$(TINY)/%))
+	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/*-scoreboard.ipynb
 
 soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
 	@rm -f data/soak.log

@@ -31,7 +31,6 @@ CITIES, PATHS, STEPS = 1_000, 32, 64
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer": ("transformer", {"heads": HEADS}),
     "feedback": ("feedback", {"heads": HEADS}),
-    "feedback, chunks of 8": ("feedback", {"heads": HEADS, "chunk": 8}),
     "lstm": ("rnn", {"cell": "lstm", "tied": True}),
 }
 

@@ -12,7 +12,7 @@ from citypaths.models.base import PathModel, register
 
 
 class FeedForward(nn.Module):
-    """A residual layer with squared ReLU (So et al. 2021) behind a norm: x + W' relu(W norm x)^2."""
+    """A residual layer: x + V relu(W norm(x))^2 (squared ReLU: So et al. 2021)."""
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()

@@ -26,13 +26,10 @@ LABELS = {
     STORED: "the learner among the others' hops",
     STITCHED: "stitched from the others' hops",
 }
-AGAINST = {
-    CACHE: "a cache of the others",
-    CACHE_OF_ALL: "a cache of all",
-    STORED: "choosing among the others' hops",
-    STITCHED: "stitching the others' hops",
-}
-LEARNED = "learned (% of the training paths)"
+AGAINST = {CACHE: "a cache of the others", STITCHED: "stitching the others' hops"}
+EVERYTHING = "y: everything learned"
+ASKED = (1e3, 1e5, 1e7)
+TICKS = (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def half_width(values: pd.Series) -> float:
@@ -40,16 +37,16 @@ def half_width(values: pd.Series) -> float:
     return 0.0 if len(values) < 2 else over_few(values)[1]
 
 
-def accuracies(rows: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
+def accuracies(rows: pd.DataFrame) -> Figure:
     """Draw each metric against the share that is learned, a line a method; dashed is 100 %.
 
     Bars are 95 % t intervals over seeds, where there are several.
     """
     size = {"figsize": (12.5, 6.6), "layout": "constrained", "sharex": True, "sharey": True}
-    fig, axes = plt.subplots(2, -(-len(metrics) // 2), squeeze=False, **size)
-    shares = sorted(set(rows["budget"]) - {100})
-    for ax, metric in zip(axes.flat, metrics, strict=False):
-        groups = rows.groupby(["method", "budget"])[metric].agg(["mean", half_width])
+    fig, axes = plt.subplots(2, len(METRICS) // 2, **size)
+    shares = sorted(set(rows["share"]) - {1.0})
+    for ax, metric in zip(axes.flat, METRICS, strict=True):
+        groups = rows.groupby(["method", "share"])[metric].agg(["mean", half_width])
         for method, hue in HUES.items():
             if method not in groups.index:
                 continue
@@ -57,8 +54,8 @@ def accuracies(rows: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
             at = [shares.index(share) for share in line.index]
             style = {"fmt": "o-", "ms": 4, "capsize": 3, "color": hue, "label": LABELS[method]}
             ax.errorbar(at, line["mean"], line["half_width"], **style)
-        everything = groups.loc[(ALONE, 100), "mean"]
-        ax.axhline(everything, color=INK, ls="--", lw=1, label="y: everything learned")
+        everything = groups.loc[(ALONE, 1.0), "mean"]
+        ax.axhline(everything, color=INK, ls="--", lw=1, label=EVERYTHING)
         ax.set_title(metric.replace("_", " "))
         _share_ticks(ax, shares)
     for ax in axes[:, 0]:
@@ -69,82 +66,75 @@ def accuracies(rows: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
 
 
 def _share_ticks(ax: Axes, shares: Sequence[float]) -> None:
-    ax.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
-    ax.set_xlabel(LEARNED)
+    ax.set_xticks(range(len(shares)), [f"{100 * share:g}" for share in shares])
+    ax.set_xlabel("learned (% of the training paths)")
 
 
-def relative_values(table: pd.DataFrame, memories: Sequence[str] = (CACHE, STITCHED)) -> Figure:
+def relative_values(table: pd.DataFrame) -> Figure:
     """Draw the value of learning against a memory by share, a panel a memory, a line a metric.
 
     A share at which the memory does not help has no point. Hollow points have an interval without
     bounds.
     """
-    size = {"figsize": (6 * len(memories), 4.6), "layout": "constrained", "sharey": True}
-    fig, axes = plt.subplots(1, len(memories), squeeze=False, **size)
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
     shares = sorted(set(table["share"]))
-    metrics = list(dict.fromkeys(table["metric"]))
-    hues = dict(zip(metrics, sns.color_palette("deep", len(metrics)), strict=True))
-    for ax, memory in zip(axes[0], memories, strict=True):
+    hues = dict(zip(METRICS, sns.color_palette("deep", len(METRICS)), strict=True))
+    for ax, memory in zip(axes, AGAINST, strict=True):
         for i, (metric, hue) in enumerate(hues.items()):
             line = table[(table["memory"] == memory) & (table["metric"] == metric)]
             shift = (i - (len(hues) - 1) / 2) * 0.08
             _values(ax, line.dropna(subset="value"), shares, shift, hue, metric.replace("_", " "))
-        ax.axhline(1, color=INK, lw=1)
+        for value, style in ((1, {"color": INK}), (0, {"color": FAINT})):
+            ax.axhline(value, lw=1, **style)
         ax.axhline(PUBLISHED, color=FAINT, lw=1, ls="--")
         ax.text(0.01, PUBLISHED * 1.05, "CIFAR-10 (Orhan 2019)", transform=ax.get_yaxis_transform())
-        ax.axhline(0, color=FAINT, lw=1)
         ax.set_yscale("symlog", linthresh=1, linscale=1.5)
         ax.set_title(f"against {AGAINST[memory]}")
         _share_ticks(ax, shares)
-    low, high = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(max(-1.0, low), min(100.0, max(high, 1.5 * PUBLISHED)))  # bars may leave
-    low, high = axes[0, 0].get_ylim()
-    kept = [tick for tick in (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
-    axes[0, 0].set_yticks(kept, [f"{tick:g}" for tick in kept])
-    axes[0, 0].minorticks_off()
-    axes[0, 0].set_ylabel("value of learning, (y - x) / (z - x)")
-    axes[0, -1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    low, high = axes[0].get_ylim()
+    low, high = max(-1.0, low), min(100.0, max(high, 1.5 * PUBLISHED))  # bars may leave
+    axes[0].set_ylim(low, high)
+    kept = [tick for tick in TICKS if low <= tick <= high]
+    axes[0].set_yticks(kept, [f"{tick:g}" for tick in kept])
+    axes[0].minorticks_off()
+    axes[0].set_ylabel("value of learning, (y - x) / (z - x)")
+    axes[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
 
 def _values(ax: Axes, line: pd.DataFrame, shares: list, shift: float, hue, label: str) -> None:
     at = np.array([shares.index(share) + shift for share in line["share"]])
     value, low, high = (line[name].to_numpy(float) for name in ("value", "low", "high"))
-    bounded = np.isfinite(low)
-    bars = np.where(bounded, [value - low, high - value], 0.0)
+    bars = np.where(np.isfinite(low), [value - low, high - value], 0.0)
     ax.errorbar(at, value, bars, fmt="-", lw=1, capsize=2, color=hue, label=label)
-    fill = np.where(np.isinf(low), "white", "hue")
-    for name in ("white", "hue"):
-        some = fill == name
-        face = "white" if name == "white" else hue
+    unbounded = np.isinf(low)
+    for some, face in ((unbounded, "white"), (~unbounded, hue)):
         ax.plot(at[some], value[some], "o", ms=5, mec=hue, mfc=face)
 
 
-def against_operations(rows: pd.DataFrame, asked: Sequence[float] = (1e3, 1e5, 1e7)) -> Figure:
+def against_operations(rows: pd.DataFrame) -> Figure:
     """Draw success against training + inference operations a query, a panel a number of queries.
 
     A line joins the shares of a method; the star is everything learned.
     """
-    size = {"figsize": (4.4 * len(asked), 4.4), "layout": "constrained"}
-    fig, axes = plt.subplots(1, len(asked), sharex=True, sharey=True, squeeze=False, **size)
-    table = totals(rows, asked)
-    for ax, n in zip(axes[0], asked, strict=True):
+    size = {"figsize": (13.2, 4.4), "layout": "constrained", "sharex": True, "sharey": True}
+    fig, axes = plt.subplots(1, len(ASKED), **size)
+    table = totals(rows, ASKED)
+    for ax, n in zip(axes, ASKED, strict=True):
         for method, hue in HUES.items():
             line = table[(table["asked"] == n) & (table["method"] == method)]
-            some = line[line["share"] < 100]
-            label = LABELS[method]
-            ax.plot(some["total"], some["success"], "o-", ms=4, lw=1, color=hue, label=label)
-            for row in some.itertuples():
-                if method in (CACHE, ALONE):
-                    beside = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8}
-                    ax.annotate(f"{row.share:g}", (row.total, row.success), **beside)
-            if method == ALONE:
-                whole = line[line["share"] == 100]
-                style = {"ms": 14, "color": INK, "mec": "white", "label": "y: everything learned"}
+            some, whole = line[line["share"] < 1], line[line["share"] == 1]
+            style = {"ms": 4, "lw": 1, "color": hue, "label": LABELS[method]}
+            ax.plot(some["total"], some["success"], "o-", **style)
+            for row in some.itertuples() if method in (CACHE, ALONE) else ():
+                beside = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8}
+                ax.annotate(f"{100 * row.share:g}", (row.total, row.success), **beside)
+            if len(whole):
+                style = {"ms": 14, "color": INK, "mec": "white", "label": EVERYTHING}
                 ax.plot(whole["total"], whole["success"], "*", **style)
         ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="operations a query, training included")
         ax.set_title(f"{quantity(n)} queries asked")
-    axes[0, 0].set_ylabel("success")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0].set_ylabel("success")
+    handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
     return fig

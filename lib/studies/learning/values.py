@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from citypaths.judging.ledger import largest_run, operations, quantity
+from citypaths.judging.ledger import operations, quantity
 from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
 
 METRICS = ("next_hop", "legal", "arrives", "success", "optimal", "hard_success")
@@ -17,11 +17,6 @@ NOTEBOOK = "08-learning-or-memorizing"
 PUBLISHED = 10.0  # CIFAR-10 (Orhan 2019)
 NO_HELP = "memory does not help"
 ROUNDING = 1e-9
-
-
-def recorded(size: str) -> pd.DataFrame:
-    """Return the ledger's rows of notebook 08 at a size: those of the run with the most."""
-    return largest_run(NOTEBOOK, size)
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float]:
@@ -44,33 +39,31 @@ def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float]:
 def values(rows: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:
     """Return what it is worth to learn the other paths rather than to memorize them.
 
-    x is the learner of a share alone, y the one of 100 %, z the share with a memory of the others.
-    Columns: memory, metric, share, x, y, z (means over seeds), learned (y - x), stored (z - x),
-    value (learned / stored; missing where stored is not above 0), low and high (95 %, see
+    x is the learner of a share alone, y the learner of all, z the share with a memory of the
+    others. Columns: memory, metric, share, x, y, z (means over seeds), learned (y - x), stored
+    (z - x), value (learned / stored; missing where stored is not above 0), low and high (95 %, by
     `ratio_interval`), seeds.
 
     Args:
-        rows: ledger rows of `citypaths.learning.trials`.
+        rows: ledger rows of `study.trials`.
     """
+    by = {name: part.set_index(["share", "seed"]) for name, part in rows.groupby("method")}
     table = []
-    shares = sorted(set(rows["budget"]) - {100})
-    for memory in [m for m in MEMORIES if m in set(rows["method"])]:
+    for memory in [m for m in MEMORIES if m in by]:
         for metric in metrics:
-            table += [_value(rows, memory, metric, share) for share in shares]
-    return pd.DataFrame([row for row in table if row])
+            own = by[ALONE][metric]
+            seeds = pd.DataFrame({"x": own, "z": by[memory][metric]})
+            seeds = seeds.join(own.loc[1.0].rename("y")).dropna()
+            for share, part in seeds.groupby("share"):
+                row = {"memory": memory, "metric": metric, "share": share}
+                table.append(row | _value(part))
+    return pd.DataFrame(table)
 
 
-def _value(rows: pd.DataFrame, memory: str, metric: str, share: int) -> dict:
-    def each(method: str, budget: int) -> pd.Series:
-        some = rows[(rows["method"] == method) & (rows["budget"] == budget)]
-        return some.set_index("seed")[metric].rename((method, budget))
-
-    columns = (each(ALONE, share), each(ALONE, 100), each(memory, share))
-    seeds = pd.concat(columns, axis=1, keys=list("xyz")).dropna()
-    if seeds.empty:
-        return {}
+def _value(seeds: pd.DataFrame) -> dict[str, float]:
+    """What is said of one memory, metric and share: x, y and z a seed."""
     learned, stored = seeds["y"] - seeds["x"], seeds["z"] - seeds["x"]
-    row = {"memory": memory, "metric": metric, "share": share} | seeds.mean().to_dict()
+    row = seeds[["x", "y", "z"]].mean().to_dict()
     row |= {"learned": learned.mean(), "stored": stored.mean()}
     row |= {"value": np.nan, "low": np.nan, "high": np.nan, "seeds": len(seeds)}
     if row["stored"] > ROUNDING:
@@ -99,7 +92,7 @@ def board(table: pd.DataFrame, memory: str) -> pd.DataFrame:
     some = table[table["memory"] == memory]
     gains = [f"{100 * a:+.1f} / {100 * b:+.1f}" for a, b in some[["learned", "stored"]].to_numpy()]
     cells = [f"{told(row)}; {gain}" for (_, row), gain in zip(some.iterrows(), gains, strict=True)]
-    shown = some.assign(cell=cells, share=[f"{share:g} %" for share in some["share"]])
+    shown = some.assign(cell=cells, share=[f"{100 * share:g} %" for share in some["share"]])
     index, columns = (list(dict.fromkeys(shown[name])) for name in ("metric", "share"))
     cells = shown.set_index(["metric", "share"])["cell"].unstack()
     return cells.reindex(index=index, columns=columns).fillna("")
@@ -110,7 +103,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
     A look-up is counted as on the scoreboard. Index: method, share.
     """
-    named = rows.assign(operations=operations(rows), share=rows["budget"])
+    named = rows.assign(operations=operations(rows))
     columns = [*METRICS, "training_flops", "operations", "lookups", "expansions"]
     return named.groupby(["method", "share"], sort=False)[columns].mean()
 
@@ -135,7 +128,7 @@ def break_even(rows: pd.DataFrame) -> pd.DataFrame:
     query), queries (0: from the first, infinite: never).
     """
     table = means(rows)
-    everything = table.loc[(ALONE, 100)]
+    everything = table.loc[(ALONE, 1.0)]
     table = table[table.index.get_level_values("method").isin(MEMORIES)].reset_index()
     ahead = everything["training_flops"] - table["training_flops"]
     saved = table["operations"] - everything["operations"]
@@ -150,13 +143,13 @@ def break_even(rows: pd.DataFrame) -> pd.DataFrame:
 def _verdict(table: pd.DataFrame, memory: str) -> str:
     """At which shares learning is worth more than a memory, in words."""
     some = table[(table["memory"] == memory) & (table["metric"] == "success")]
-    more = [f"{share:g}" for share in some["share"][some["learned"] > some["stored"]]]
+    more = [f"{100 * share:g}" for share in some["share"][some["learned"] > some["stored"]]]
     if len(more) in (0, len(some)):
         return "at every share tried" if more else "at none of the shares tried"
     return f"at {', '.join(more)} %"
 
 
-def sentence(rows: pd.DataFrame, near: int = 10) -> str:
+def sentence(rows: pd.DataFrame, near: float = 0.1) -> str:
     """Return when to learn and when to memorize, from the numbers, at the share `near` to this."""
     table = values(rows, ["success"]).set_index(["memory", "share"])
     shares = table.index.unique("share")
@@ -164,7 +157,7 @@ def sentence(rows: pd.DataFrame, near: int = 10) -> str:
     cache, hops = table.loc[(CACHE, share)], table.loc[(STITCHED, share)]
     even = break_even(rows).set_index(["method", "share"])["queries"]
     seeds = "one seed" if cache["seeds"] == 1 else f"{cache['seeds']:.0f} seeds"
-    text = f"With {share:g} % learned ({seeds}), learning the others too changes"
+    text = f"With {100 * share:g} % learned ({seeds}), learning the others too changes"
     text += f" success by {100 * cache['learned']:+.1f} points and caching them by"
     text += f" {100 * cache['stored']:+.1f} (value {told(cache)}; about {PUBLISHED:.0f} on"
     text += f" CIFAR-10, Orhan 2019), stitching their hops by {100 * hops['stored']:+.1f}"
@@ -172,7 +165,7 @@ def sentence(rows: pd.DataFrame, near: int = 10) -> str:
     flat = table.reset_index()
     text += f" {_verdict(flat, CACHE)}, rather than stitch {_verdict(flat, STITCHED)}"
     first = shares.min()
-    text += f"; counted in operations, learning has paid against a cache at {first:g} %"
+    text += f"; counted in operations, learning has paid against a cache at {100 * first:g} %"
     return (
         f"{text} {_after(even[CACHE, first])}, against stitching {_after(even[STITCHED, first])}."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 
 SUCCESS = 1.05  # times the shortest length
+TRIED = 2000  # candidate bridges
 
 
 def closed(graph: CityGraph, hops) -> CityGraph:
@@ -35,20 +36,6 @@ def closed(graph: CityGraph, hops) -> CityGraph:
     kept = np.ones(len(graph.indices), bool)
     kept[at] = False
     return graph.with_edges(kept)
-
-
-def closed_cities(graph: CityGraph, cities) -> CityGraph:
-    """Return the graph without the hops into and out of cities [m], which keep their ids.
-
-    Raises:
-        ValueError: an id is no city.
-    """
-    cities = np.asarray(cities, np.int64)
-    if not ((cities >= 0) & (cities < len(graph))).all():
-        raise ValueError(f"cities are ids from 0 to {len(graph) - 1}")
-    shut = np.zeros(len(graph), bool)
-    shut[cities] = True
-    return graph.with_edges(~shut[graph.edge_sources] & ~shut[graph.indices])
 
 
 def bridged(graph: CityGraph, pairs) -> CityGraph:
@@ -148,17 +135,14 @@ def _legal(graph: CityGraph, these: Paths) -> np.ndarray:
     return np.bincount(row[~graph.is_edge(a, b)], minlength=len(these)) == 0
 
 
-def closures(graph: CityGraph, share: float, seed: int, of: str = "hops") -> CityGraph:
-    """Return the graph with a share of its hops or cities closed, at least one, drawn by chance.
+def closures(graph: CityGraph, share: float, seed: int) -> CityGraph:
+    """Return the graph with a share of its hops closed, at least one, drawn by chance.
 
     A larger share closes what a smaller one does with the same seed. On a two-way graph a road is
     drawn once, and closed in both directions.
     """
-    if not 0 < share <= 1 or of not in ("hops", "cities"):
-        raise ValueError(f"a share above 0 of hops or cities, not {share} of {of}")
-    if of == "cities":
-        drawn = unit_hash(seed, np.arange(len(graph)), 0xC17E5)
-        return closed_cities(graph, np.argsort(drawn)[: max(1, round(share * len(graph)))])
+    if not 0 < share <= 1:
+        raise ValueError(f"a share above 0 and at most 1, not {share}")
     hops = np.stack([graph.edge_sources, graph.indices], 1).astype(np.int64)
     if graph.orientation == "two_way":
         hops = hops[hops[:, 0] < hops[:, 1]]
@@ -168,31 +152,29 @@ def closures(graph: CityGraph, share: float, seed: int, of: str = "hops") -> Cit
 
 def best_bridges(
     graph: CityGraph,
-    source,
-    target,
+    source: np.ndarray,
+    target: np.ndarray,
     count: int,
     longest_km: float,
-    tried: int = 2000,
-    seed: int = 0,
+    seed: int,
 ) -> np.ndarray:
     """Return pairs [count, 2] that shorten most queries by more than 5 %, no two from one city.
 
+    `TRIED` candidates are drawn by chance among pairs that no hop joins.
+
     Args:
         source, target: ids [Q] of queries, such as training ones. longest_km: of a bridge.
-        tried: candidates drawn by chance among pairs that no hop joins.
     """
-    everywhere = shortest_path_trees(graph, np.arange(len(graph))).mm
-    a, b = np.nonzero(
-        graph.distance_km(np.arange(len(graph))[:, None], np.arange(len(graph))) <= longest_km
-    )
+    everyone = np.arange(len(graph))
+    trees = shortest_path_trees(graph, everyone).mm
+    a, b = np.nonzero(graph.distance_km(everyone[:, None], everyone) <= longest_km)
     west, east = _oriented(graph, np.stack([a, b], 1)[a < b])
     free = np.flatnonzero(~graph.is_edge(west, east))
-    free = free[np.argsort(unit_hash(seed, west[free], east[free], 0xB81D6E))[:tried]]
+    free = free[np.argsort(unit_hash(seed, west[free], east[free], 0xB81D6E))[:TRIED]]
     west, east = west[free], east[free]
-    mm = graph.distance_km(west, east) * 1e6
-    direct = everywhere[source, target]
+    mm, direct = graph.distance_km(west, east) * 1e6, trees[source, target]
     saved = [
-        (direct > SUCCESS * (everywhere[source, w] + length + everywhere[e, target])).sum()
+        (direct > SUCCESS * (trees[source, w] + length + trees[e, target])).sum()
         for w, e, length in zip(west, east, mm, strict=True)
     ]
     chosen: list[tuple[int, int]] = []
@@ -204,21 +186,25 @@ def best_bridges(
 
 
 def closing(
-    queries: Queries, shares: Iterable[float], seeds: Iterable[int], of: str = "hops"
+    queries: Queries, shares: Iterable[float], seeds: Sequence[int]
 ) -> dict[tuple[float, int], Edit]:
-    """Return an edit for each (share closed, seed)."""
-    graph, seeds = queries.graph, list(seeds)
-    return {(s, n): Edit.of(queries, closures(graph, s, n, of)) for s in shares for n in seeds}
+    """Return an edit for each (share of hops closed, seed)."""
+    graph = queries.graph
+    return {(s, n): Edit.of(queries, closures(graph, s, n)) for s in shares for n in seeds}
 
 
 def bridging(
-    queries: Queries, train: Rows, counts: Iterable[int], seeds: Iterable[int]
+    queries: Queries, train: Rows, count: int, seeds: Sequence[int]
 ) -> dict[tuple[float, int], Edit]:
-    """Return an edit for each (number of bridges, seed): twice the connected distance at most.
+    """Return an edit with `count` bridges for each seed, by (their share of all hops, seed).
 
-    A seed draws the candidates; of them those that shorten most training queries are built.
+    A bridge is at most twice as long as the connected distance. A seed draws the candidates; of
+    them those that shorten most training queries are built.
     """
-    graph, ends, seeds = queries.graph, (train.source, train.target), list(seeds)
-    reach, most = 2 * graph.connected_km, max(counts := list(counts))
-    pairs = {n: best_bridges(graph, *ends, most, reach, seed=n) for n in seeds}
-    return {(c, n): Edit.of(queries, bridged(graph, pairs[n][:c])) for c in counts for n in seeds}
+    graph, edits = queries.graph, {}
+    for seed in seeds:
+        args = (train.source, train.target, count, 2 * graph.connected_km, seed)
+        edits[count / len(graph.indices), seed] = Edit.of(
+            queries, bridged(graph, best_bridges(graph, *args))
+        )
+    return edits

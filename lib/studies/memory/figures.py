@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -18,54 +19,47 @@ from studies.memory.editing import Edit
 from studies.memory.rerouting import summary
 
 GROUPS = {"all queries that can be answered": None, "old shortest path closed": "hit"}
-KINDS = {
+HUES = {
+    "weights": plots.INK,
     "lessons": plots.FAMILY["feedback"],
     "roads": plots.FAMILY["top"],
     "cache": plots.FAMILY["lstm"],
     "checked": plots.FAMILY["gru"],
     "stitched": plots.FAMILY["shortest"],
 }
+LOOKS = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
 
 
-def _hue(family: str) -> str:
-    """A colour for each kind of memory; what knows of no edit is dark."""
-    return next((hue for kind, hue in KINDS.items() if kind in family), plots.INK)
-
-
-def _styles(families: Sequence[str]) -> dict[str, dict]:
-    """A colour a kind, a mark and a dash a family of that kind."""
-    styles, seen = {}, dict.fromkeys([*KINDS.values(), plots.INK], 0)
-    looks = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "--")]
-    for family in families:
-        hue = _hue(family)
-        mark, dash = looks[seen[hue] % len(looks)]
-        styles[family] = {"color": hue, "marker": mark, "ls": dash}
-        seen[hue] += 1
+def _styles(methods: Sequence[str], kinds: Mapping[str, str]) -> dict[str, dict]:
+    """A colour a kind of memory, a mark and a dash within a kind."""
+    styles, seen = {}, Counter()
+    for method in methods:
+        kind = kinds[method]
+        mark, dash = LOOKS[seen[kind] % len(LOOKS)]
+        styles[method] = {"color": HUES[kind], "marker": mark, "ls": dash, "label": method}
+        seen[kind] += 1
     return styles
 
 
-def after_closures(
-    rerouted: pd.DataFrame, families: Sequence[str] = (), of: str = "hops"
-) -> Figure:
-    """Draw success against the share closed, a line a family; all queries and those that were hit.
+def after_closures(rerouted: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """Draw success against the share closed, a line a method; all queries and those that were hit.
 
     Args:
-        rerouted: of `rerouting.reroute`. families: which to draw (none: all). of: what was closed.
+        rerouted: of `rerouting.reroute`. methods: labels of those to draw.
     """
-    families = list(families) or list(rerouted["family"].unique())
-    styles = _styles(families)
+    styles = _styles(methods, rerouted.groupby("method")["kind"].first())
     fig, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", sharey=True)
     for ax, (title, group) in zip(axes, GROUPS.items(), strict=True):
         table = summary(rerouted[rerouted[group]] if group else rerouted)
-        for number, family in enumerate(families):
-            rows = table.loc[family]
-            apart = 1 + 0.04 * (number - (len(families) - 1) / 2)
+        for number, (method, style) in enumerate(styles.items()):
+            rows = table.loc[method]
+            apart = 1 + 0.04 * (number - (len(methods) - 1) / 2)
             bars = [rows["success"] - rows["low"], rows["high"] - rows["success"]]
-            style = {"ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.7, "label": family}
+            bar = {"ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.7}
             x = 100 * rows.index.to_numpy(float) * apart
-            ax.errorbar(x, rows["success"], np.clip(bars, 0, None), **styles[family], **style)
+            ax.errorbar(x, rows["success"], np.clip(bars, 0, None), **style, **bar)
         shares = 100 * np.sort(rerouted["share"].unique())
-        ax.set(xscale="log", xlabel=f"{of} closed (%)", ylim=(-0.03, 1.03))
+        ax.set(xscale="log", xlabel="hops closed (%)", ylim=(-0.03, 1.03))
         ax.set_xticks(shares, [f"{share:g}" for share in shares])
         ax.minorticks_off()
         ax.set_title(title)
@@ -98,10 +92,9 @@ def rerouted_query(edit: Edit, before: Found, weights: Found, memory: Found) -> 
 
 
 def _legal_before(edit: Edit, found: Found) -> np.ndarray:
-    rows = edit.queries.rows
-    ends = zip(found.paths, rows.source, rows.target, strict=True)
-    legal = edit.before.is_edge
-    return np.array([len(p) > 1 and p[-1] == t and legal(p[:-1], p[1:]).all() for p, _, t in ends])
+    ends, legal = edit.queries.rows.target, edit.before.is_edge
+    pairs = zip(found.paths, ends, strict=True)
+    return np.array([len(p) > 1 and p[-1] == t and legal(p[:-1], p[1:]).all() for p, t in pairs])
 
 
 def _apart(edit: Edit, one: np.ndarray, other: np.ndarray) -> float:
@@ -139,21 +132,13 @@ def reroute_map(edit: Edit, query: int, answers: Mapping[str, np.ndarray], ax: A
 
 
 def _draw_closed(edit: Edit, answers: Mapping[str, np.ndarray], ax: Axes) -> None:
-    """Cross out each hop of an answer that the edited map does not have."""
+    """Cross out each hop of an answer that the edited map does not have (to stay is no hop)."""
     graph, label = edit.after, "closed"
     hops = {hop for path in answers.values() for hop in pairwise(np.asarray(path).tolist())}
+    cross = {"marker": "X", "ms": 13, "color": plots.RED, "mec": "white", "zorder": 5, "ls": ""}
     for a, b in sorted(hops):
-        if not graph.is_edge(a, b):
+        if a != b and not graph.is_edge(a, b):
             lon, lat = graph.lon[[a, b]], graph.lat[[a, b]]
             ax.plot(lon, lat, color=plots.RED, lw=3, zorder=4)
-            ax.plot(
-                lon.mean(),
-                lat.mean(),
-                "X",
-                ms=13,
-                color=plots.RED,
-                mec="white",
-                zorder=5,
-                label=label,
-            )
+            ax.plot(lon.mean(), lat.mean(), label=label, **cross)
             label = None

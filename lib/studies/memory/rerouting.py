@@ -14,133 +14,128 @@ import torch
 from citypaths import decoding
 from citypaths.data.shards import Rows
 from citypaths.decoding import PathLength
-from citypaths.judging.methods import Scored, score
+from citypaths.judging.methods import Method
 from citypaths.judging.metrics import ledger_rates
 from citypaths.judging.queries import Queries
 from citypaths.map.best_first import best_first
+from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Found, Paths
+from citypaths.models.base import PathModel
 from citypaths.training.loop import Trained
-from studies.memory import Cached, Hops, KeyValueCache, Roads
+from studies.memory.cache import KeyValueCache
 from studies.memory.editing import Edit
+from studies.memory.mixture import DECODERS, Cached, Roads
 
 SHARES = (0.001, 0.01, 0.05, 0.2)
 
 
-@dataclass(frozen=True)
-class Family:
-    """A way to answer queries after an edit.
+@dataclass(frozen=True, eq=False)
+class Editable:
+    """A method that can be asked after an edit.
 
     Attributes:
-        answer: from an edit to a path for each of its queries. names: its columns in the ledger.
+        kind: what takes the edit: "weights", "checked", "stitched", "roads", "cache", "lessons".
+        method: what it is. answer: from an edit to a path for each of its queries.
     """
 
+    kind: str
+    method: Method
     answer: Callable[[Edit], Found]
-    names: dict[str, Any]
 
     @property
     def label(self) -> str:
-        """The method, with its model where there is one."""
-        model = self.names["model"]
-        return self.names["method"] + ("" if model == "none" else f" ({model})")
+        """What to call it: the method, whether its hops are checked, and its model."""
+        text, model = self.method.name, self.method.model
+        text += ", checked" if self.method.regime == "checked" else ""
+        return text if model == "none" else f"{text} ({model})"
 
 
-def weights_only(queries: Queries, arm: str, trained: Trained) -> list[Family]:
+def weights_only(queries: Queries, arm: str, trained: Trained) -> list[Editable]:
     """Return the model alone, greedy and with a beam: it cannot know of an edit.
 
     Its answers are those to `queries` before any edit.
     """
+
+    def same_as_before(found: Found, edit: Edit) -> Found:
+        costs = (getattr(found, name)[edit.kept] for name in ("flops", "lookups", "expansions"))
+        return Found(found.paths.take(edit.kept), *costs, found.seconds)
+
     rows = []
-    for method, decoder, options in (
-        ("greedy", decoding.greedy, {}),
-        ("beam 8", decoding.beam, {"width": 8}),
-    ):
-        found = queries.decode(decoder, trained.model.eval(), **options)
-        names = _names(method, arm, "closed_book", trained, options.get("width", 1))
-        rows.append(Family(partial(_same_as_before, found), names))
+    for name, (family, width, decoder) in DECODERS.items():
+        found = queries.decode(decoder, trained.model.eval())
+        what = {"name": name, "family": family, "regime": "closed_book", "attempts": width}
+        answer = partial(same_as_before, found)
+        rows.append(Editable("weights", Method.of(arm, trained, **what), answer))
     return rows
 
 
-def _names(method: str, arm: str, regime: str, trained: Trained, budget: int) -> dict[str, Any]:
-    names = {"method": method, "model": arm, "regime": regime, "budget": budget}
-    names |= {"parameters": trained.model.parameters_count}
-    return names | {"training_flops": trained.training_flops}
+def checked(arm: str, trained: Trained, n: int) -> list[Editable]:
+    """Return the alternative without a memory: every hop is looked up on the edited map.
 
+    Greedy, with a beam, and the shortest of `n` attempts.
+    """
 
-def _same_as_before(found: Found, edit: Edit) -> Found:
-    costs = (getattr(found, name)[edit.kept] for name in ("flops", "lookups", "expansions"))
-    return Found(found.paths.take(edit.kept), *costs, found.seconds)
-
-
-def checked(arm: str, trained: Trained, n: int = 8, seed: int = 0) -> list[Family]:
-    """Return the alternative without a memory: every hop is looked up on the edited map."""
+    def decoded(decoder: Callable[..., Found], edit: Edit) -> Found:
+        return edit.queries.decode(decoder, model, checked_by=edit.after)
 
     def best(edit: Edit) -> Found:
-        options = {"n": n, "scorer": PathLength(edit.after), "seed": seed, "checked_by": edit.after}
+        options = {"n": n, "scorer": PathLength(edit.after), "seed": 0, "checked_by": edit.after}
         return edit.queries.decode(decoding.best_of, model, **options)
 
-    def decoded(decoder: Callable[..., Found], options: dict[str, Any], edit: Edit) -> Found:
-        return edit.queries.decode(decoder, model, checked_by=edit.after, **options)
-
-    model = trained.model.eval()
-    table = {
-        "greedy, checked": (1, partial(decoded, decoding.greedy, {})),
-        "beam 8, checked": (8, partial(decoded, decoding.beam, {"width": 8})),
-        f"best of {n}, checked": (n, best),
-    }
-    return [
-        Family(answer, _names(method, arm, "checked", trained, budget))
-        for method, (budget, answer) in table.items()
-    ]
+    model, rows = trained.model.eval(), []
+    for name, (family, width, decoder) in DECODERS.items():
+        what = {"name": name, "family": family, "regime": "checked", "attempts": width}
+        rows.append(Editable("checked", Method.of(arm, trained, **what), partial(decoded, decoder)))
+    what = {"name": f"best of {n}", "family": "best of N", "regime": "checked", "attempts": n}
+    method = Method.of(arm, trained, **what, verifier="exact length")
+    return [*rows, Editable("checked", method, best)]
 
 
-def edited_hops(hops: Hops, edit: Edit) -> Hops:
-    """Return a store of hops after an edit: closed rows deleted, a row added for each bridge."""
-    return hops.without(edit.gone).joined(edit.new)
+def edited_hops(hops: CityGraph, edit: Edit) -> CityGraph:
+    """Return a store of hops after an edit: those closed are deleted, each bridge is added."""
+    a, b = edit.after.edge_sources, edit.after.indices
+    return edit.after.with_edges(hops.is_edge(a, b) | ~edit.before.is_edge(a, b))
 
 
-def stitched(hops: Hops) -> Family:
+def stitched(hops: CityGraph) -> Editable:
     """Return exact search over the stored hops, edited: a memory without a model."""
 
     def answer(edit: Edit) -> Found:
         rows = edit.queries.rows
-        return best_first(edited_hops(hops, edit).on(edit.after), rows.source, rows.target)
+        return best_first(edited_hops(hops, edit), rows.source, rows.target)
 
-    return Family(answer, {"method": "stitched hops", "model": "none", "regime": "open_map"})
+    what = {"family": "graph search", "regime": "open_map", "memory_numbers": 2 * len(hops.indices)}
+    return Editable("stitched", Method(name="stitched hops", **what), answer)
 
 
-def on_roads(arm: str, trained: Trained, hops: Hops) -> list[Family]:
+def on_roads(arm: str, trained: Trained, hops: CityGraph) -> list[Editable]:
     """Return the model restricted to stored hops, edited; greedy and with a beam."""
 
-    def answer(decoder: Callable[..., Found], options: dict[str, Any], edit: Edit) -> Found:
-        model = Roads(trained.model.eval(), edited_hops(hops, edit))
-        return edit.queries.decode(decoder, model, **options)
+    def answer(decoder: Callable[..., Found], edit: Edit) -> Found:
+        return edit.queries.decode(decoder, Roads(trained.model.eval(), edited_hops(hops, edit)))
 
-    return [
-        Family(
-            partial(answer, decoder, options),
-            _names(f"roads, {name}", arm, "closed_book", trained, options.get("width", 1)),
-        )
-        for name, decoder, options in (
-            ("greedy", decoding.greedy, {}),
-            ("beam 8", decoding.beam, {"width": 8}),
-        )
-    ]
+    rows = []
+    for name, (_, width, decoder) in DECODERS.items():
+        what = {"name": f"roads, {name}", "family": "memory", "regime": "closed_book"}
+        what |= {"attempts": width, "memory_numbers": 2 * len(hops.indices)}
+        rows.append(Editable("roads", Method.of(arm, trained, **what), partial(answer, decoder)))
+    return rows
 
 
 def edited_cache(
-    cache: KeyValueCache, model: Any, edit: Edit, lessons: Paths | None
+    cache: KeyValueCache, model: PathModel, edit: Edit, lessons: Paths | None
 ) -> KeyValueCache:
     """Return a cache after an edit: rows of closed hops deleted, those of lessons added."""
     gone = torch.as_tensor(edit.gone, device=cache.values.device)
-    cache = cache.without_hops(gone[:, 0], gone[:, 1], len(edit.after))
+    cache = cache.without_hops(gone, len(edit.after))
     if lessons is None or not len(lessons):
         return cache
-    return cache.joined(KeyValueCache.of(model, lessons, layer=cache.layer))
+    return cache.joined(KeyValueCache.of(model, lessons))
 
 
 def cached(
-    arm: str, trained: Trained, fitted: Cached, hops: Hops, told: Callable[[Edit], Paths]
-) -> list[Family]:
+    arm: str, trained: Trained, fitted: Cached, hops: CityGraph, told: Callable[[Edit], Paths]
+) -> list[Editable]:
     """Return the model with an edited cache, greedy.
 
     "cache" mixes as fitted, its closed rows deleted; "cache + lessons" also stores solved paths of
@@ -148,17 +143,17 @@ def cached(
     stored hops, edited.
 
     Args:
-        told: returns the lessons, see `lessons`. hops: of the roads.
+        fitted: with a `KeyValueCache`. hops: of the roads. told: from an edit to its lessons.
     """
     model = trained.model.eval()
 
-    @lru_cache(2)  # families answer one edit after the other
+    @lru_cache(2)  # methods answer one edit after the other
     def stored(learns: bool, edit: Edit) -> KeyValueCache:
-        return edited_cache(fitted.cache, model, edit, told(edit) if learns else None)
+        return edited_cache(fitted.store, model, edit, told(edit) if learns else None)
 
     def answer(weight: float, learns: bool, restricted: bool, edit: Edit) -> Found:
-        cache = stored(learns, edit)
-        mix = Cached(model, cache, theta=fitted.theta, weight=weight, k=fitted.k)
+        how = {"theta": fitted.theta, "weight": weight, "k": fitted.k}
+        mix = Cached(model, stored(learns, edit), **how)
         final = Roads(mix, edited_hops(hops, edit)) if restricted else mix
         return edit.queries.decode(decoding.greedy, final)
 
@@ -168,10 +163,14 @@ def cached(
         "cache alone + lessons": (1.0, True, False),
         "cache + lessons on roads": (fitted.weight, True, True),
     }
-    return [
-        Family(partial(answer, *how), _names(method, arm, "closed_book", trained, 1))
-        for method, how in table.items()
-    ]
+    shared = {"family": "memory", "regime": "closed_book"}
+    shared |= {"memory_numbers": fitted.store.numbers}
+    rows = []
+    for name, (weight, learns, restricted) in table.items():
+        method = Method.of(arm, trained, name=name, **shared)
+        kind = "lessons" if learns else "cache"
+        rows.append(Editable(kind, method, partial(answer, weight, learns, restricted)))
+    return rows
 
 
 def lessons(rows: Rows, avoid: Rows, edit: Edit) -> Paths:
@@ -182,57 +181,51 @@ def lessons(rows: Rows, avoid: Rows, edit: Edit) -> Paths:
     no = np.zeros(len(rows), bool)
     hit = Edit.of(Queries(edit.before, rows, no, no, np.ones(len(rows))), edit.after)
     paths = hit.queries.rows.paths.take(hit.hit)
-    asked = avoid.source.astype(np.int64) * len(edit.after) + avoid.target
-    inside = [np.isin(_pairs_in(path, len(edit.after)), asked).any() for path in paths]
-    return paths.take(~np.array(inside, bool))
+    cities = len(edit.after)
+    asked = avoid.source.astype(np.int64) * cities + avoid.target
+
+    def holds_one(path: np.ndarray) -> bool:
+        earlier, later = (path[ends].astype(np.int64) for ends in np.triu_indices(len(path), 1))
+        return bool(np.isin(earlier * cities + later, asked).any())
+
+    return paths.take(~np.array([holds_one(path) for path in paths], bool))
 
 
-def _pairs_in(path: np.ndarray, cities: int) -> np.ndarray:
-    """The key of each (earlier, later) pair of cities on a path."""
-    a, b = np.triu_indices(len(path), 1)
-    ids = path.astype(np.int64)
-    return ids[a] * cities + ids[b]
+def reroute(edits: Mapping[tuple[float, int], Edit], methods: Iterable[Editable]) -> pd.DataFrame:
+    """Return one row a method, edit and query: was it answered, and what did that cost?
 
-
-def answered(edit: Edit, families: Iterable[Family]) -> list[Scored]:
-    """Score families on the queries of an edit."""
-    return [score(edit.queries, family.answer(edit), **family.names) for family in families]
-
-
-def reroute(edits: Mapping[tuple[float, int], Edit], families: Iterable[Family]) -> pd.DataFrame:
-    """Return one row a family, edit and query: was it answered, and what did that cost?
-
-    Columns: those of `Queries.judge`, and family, share (or count), seed, query, hit, needed,
-    lookups, flops.
+    Columns: those of `Queries.judge`, and method (its label), kind, share (of hops closed or
+    built), seed, query, hit, needed, lookups, flops.
     """
-    parts, families = [], list(families)
+    parts, methods = [], list(methods)
     for (share, seed), edit in edits.items():
         groups = {"query": edit.kept, "hit": edit.hit, "needed": edit.needed}
-        for family in families:
-            found = family.answer(edit)
-            what = {"family": family.label, "share": share, "seed": seed}
+        for method in methods:
+            found = method.answer(edit)
+            what = {"method": method.label, "kind": method.kind, "share": share, "seed": seed}
             spent = {"lookups": found.lookups, "flops": found.flops}
             parts.append(edit.queries.judge(found).assign(**what, **groups, **spent))
     return pd.concat(parts, ignore_index=True)
 
 
-def records(rerouted: pd.DataFrame, families: Iterable[Family]) -> list[dict[str, Any]]:
-    """Return a ledger row a family and share closed, over all its seeds; `split` names the share.
+def records(
+    rerouted: pd.DataFrame, methods: Iterable[Editable], study: str, subset: str = ""
+) -> list[dict[str, Any]]:
+    """Return a ledger row a method and share of hops closed or built, over all its seeds.
 
-    Rows for the queries whose shortest path was hit are apart.
+    Args:
+        rerouted: of `reroute`, or a `subset` of its rows.
     """
-    names, rows = {family.label: family.names for family in families}, []
-    for group in ("closed", "closed, path hit"):
-        some = rerouted[rerouted["hit"]] if group.endswith("hit") else rerouted
-        for (family, share), part in some.groupby(["family", "share"], sort=False):
-            spent = {"lookups": part["lookups"].mean(), "inference_flops": part["flops"].mean()}
-            what = {"split": f"{share:.1%} of hops {group}"} | names[family]
-            rows.append(ledger_rates(part) | spent | what)
+    columns, rows = {one.label: one.method.columns for one in methods}, []
+    for (label, share), part in rerouted.groupby(["method", "share"], sort=False):
+        spent = {"lookups": part["lookups"].mean(), "inference_flops": part["flops"].mean()}
+        what = {"study": study, "subset": subset, "share": share}
+        rows.append(ledger_rates(part) | spent | columns[label] | what)
     return rows
 
 
-def summary(rerouted: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Return success by family and share with 95 % intervals over both queries and closures.
+def summary(rerouted: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
+    """Return success by method and share with 95 % intervals over both queries and closures.
 
     Both are resampled at once (Owen 2007, the pigeonhole bootstrap): each query is asked under
     several closures, and each closure decides many queries.
@@ -240,20 +233,20 @@ def summary(rerouted: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.Data
     Columns: queries (rows), success, low, high, lookups, flops.
     """
     rows = []
-    for (family, share), part in rerouted.groupby(["family", "share"], sort=False):
-        low, high = _interval(part, draws, seed)
-        row = {"family": family, "share": share, "queries": len(part), "low": low, "high": high}
+    for (method, share), part in rerouted.groupby(["method", "share"], sort=False):
+        low, high = _interval(part, draws)
+        row = {"method": method, "share": share, "queries": len(part), "low": low, "high": high}
         rows.append(row | part[["success", "lookups", "flops"]].mean().to_dict())
     columns = ["queries", "success", "low", "high", "lookups", "flops"]
-    return pd.DataFrame(rows).set_index(["family", "share"])[columns]
+    return pd.DataFrame(rows).set_index(["method", "share"])[columns]
 
 
-def _interval(part: pd.DataFrame, draws: int, seed: int) -> tuple[float, float]:
+def _interval(part: pd.DataFrame, draws: int) -> tuple[float, float]:
     query, closure = (pd.factorize(part[name])[0] for name in ("query", "seed"))
     shape = (query.max() + 1, closure.max() + 1)
     asked, solved = np.zeros(shape), np.zeros(shape)
     asked[query, closure], solved[query, closure] = 1.0, part["success"]
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     a, b = (random.multinomial(n, np.full(n, 1 / n), draws).astype(float) for n in shape)
     count = ((a @ asked) * b).sum(1)
     drawn = ((a @ solved) * b).sum(1)[count > 0] / count[count > 0]

@@ -4,8 +4,7 @@ Importing it registers the models "looped", "top_recurrent", "act", "ponder" and
 """
 
 from studies.recurrence.feedback import FeedbackTransformer
-from studies.recurrence.halting import ACT, PonderNet
-from studies.recurrence.looped import LoopedTransformer, TopRecurrent
+from studies.recurrence.looped import ACT, LoopedTransformer, PonderNet, TopRecurrent
 
 __all__ = [
     "ACT",

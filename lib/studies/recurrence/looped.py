@@ -1,94 +1,113 @@
-"""Depth recurrence: transformers that apply the same layers again and again to every city."""
+"""Depth recurrence: one transformer layer applied again and again to every city.
+
+With the layer's input x injected at every loop, h <- norm(layer(h + x)): as often as told, with a
+loss after every loop, or until each city halts by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from citypaths.data.batches import Batch
+from citypaths.data.batches import IGNORE, Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import nats, register
+from citypaths.models.cache import Cache
 from citypaths.models.sequence import Memory, SequenceModel
-from citypaths.models.transformer import Block, run
+from citypaths.models.transformer import Block
 
-Injection = Literal["none", "add", "concat"]
 MOST_STARTS, MOST_PLACES = 16, 256  # of the table of noise that decoding repeats
+SLACK = 0.01  # ACT halts once the probabilities add up to 1 - SLACK
 
 
-@register("looped")
-class LoopedTransformer(SequenceModel):
-    """A prelude, a core of shared layers applied `loops` times, and a coda.
+class DepthRecurrence(SequenceModel):
+    """One layer shared over all loops; each loop attends to the same loop of earlier cities.
 
-    The core sees the prelude's output at every loop (Yang et al. 2023; Geiping et al. 2025); with
-    one core layer and neither prelude nor coda it is the Universal Transformer (Dehghani et al.
-    2018). Each loop attends to the same loop of earlier cities.
+    Universal Transformer: Dehghani et al. 2018. A subclass implements `recur`.
 
     Args:
         graph: decides the vocabulary and the coordinates.
-        width, heads, expansion: of each layer. prelude, core, coda: numbers of layers.
-        loops: times the core is applied when not told otherwise.
+        width, heads: of the layer. loops: applications of it when not told otherwise.
+        others: of every sequence model, such as `coordinates`.
+    """
+
+    def __init__(
+        self, graph: CityGraph, *, width: int = 128, heads: int = 4, loops: int = 8, **others: Any
+    ) -> None:
+        super().__init__(graph, width, loops=loops, **others)
+        self.block = Block(width, heads, depth=loops)
+        self.settle = nn.LayerNorm(width)  # keeps the state's size over many loops
+        self.norm = nn.LayerNorm(width)
+
+    def loop(self, state: Tensor, inputs: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """Apply the layer once to states [B, T, width], the inputs injected."""
+        state, cache = self.block(state + inputs, cache)
+        return self.settle(state), cache
+
+    @abstractmethod
+    def recur(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, list[Cache]]:
+        """Return states [B, T, width] after the loops, and the keys and values of each loop.
+
+        Args:
+            inputs: [B, T, width]. caches: those of earlier cities, one a loop; none yet if empty;
+                None where none are to be kept.
+        """
+
+    def encode(self, inputs: Tensor, loops: int) -> Tensor:
+        """Return states [B, T, width] after `loops` loops."""
+        return self.norm(self.recur(inputs, None, loops)[0])
+
+    def encode_step(self, inputs: Tensor, memory: Memory, loops: int) -> tuple[Tensor, Memory]:
+        """Advance one city; each loop has keys and values of its own."""
+        state, memory = self.recur(inputs[:, None], memory or [], loops)
+        return self.norm(state[:, 0]), memory
+
+    def core_flops(self, loops: int) -> int:
+        """Operations of all loops."""
+        return loops * self.block.flops
+
+
+@register("looped")
+class LoopedTransformer(DepthRecurrence):
+    """A layer looped a number of times that is fixed, or drawn anew for each training batch.
+
+    Yang et al. 2023; random numbers of loops, truncated gradients and random first states: Geiping
+    et al. 2025. `starts` is how many random first states to try when not training: each city takes
+    the one whose last loop moved it least.
+
+    Args:
+        graph: decides the vocabulary and the coordinates.
         sampled: draw the loops of each training batch from this range, both ends included.
         backprop: gradients go through the last so many loops (0: all).
-        injection: how the prelude's output joins the state: not at all, added, or both through a
-            linear map that starts as their sum.
-        normalise: layer norm after each loop, so that many loops keep the state's size.
         noise: standard deviation of the random first state (0: it is zero). When not training the
             noise is a fixed function of start and position, so that decoding repeats.
-        starts: first states to try when not training; each city takes the one whose last loop
-            moved it least.
-        others: see `SequenceModel` and `CityInput`.
+        others: width, heads and loops, and what every sequence model takes.
     """
 
     def __init__(
         self,
         graph: CityGraph,
         *,
-        width: int = 128,
-        heads: int = 4,
-        expansion: int = 4,
-        prelude: int = 1,
-        core: int = 1,
-        coda: int = 1,
-        loops: int = 8,
         sampled: tuple[int, int] | None = None,
         backprop: int = 0,
-        injection: Injection = "concat",
-        normalise: bool = True,
         noise: float = 0.0,
-        starts: int = 1,
         **others: Any,
     ) -> None:
-        super().__init__(graph, width, loops=loops, **others)
-        if core < 1:
-            raise ValueError("the core, which is looped, has at least one layer")
-        if injection not in ("none", "add", "concat"):
-            raise ValueError(f"injection is none, add or concat, not {injection!r}")
-        if injection == "none" and (noise or backprop):
-            raise ValueError("without injection the first state is the input: no noise, no cut")
-        if not 1 <= starts <= MOST_STARTS or (starts > 1 and not noise):
-            raise ValueError(f"1 to {MOST_STARTS} starts, more than one with noise, not {starts}")
+        super().__init__(graph, **others)
         if sampled is not None and not 1 <= sampled[0] <= sampled[1]:
             raise ValueError(f"sampled is (fewest, most) loops, not {sampled}")
-        self.sampled = None if sampled is None else (sampled[0], sampled[1])
-        self.backprop, self.injection, self.noise, self.starts = backprop, injection, noise, starts
-        depth = prelude + core * loops + coda
-        self.prelude, self.core, self.coda = (
-            nn.ModuleList(Block(width, heads, depth, expansion) for _ in range(layers))
-            for layers in (prelude, core, coda)
-        )
-        self.settle = nn.LayerNorm(width) if normalise else nn.Identity()
-        self.norm = nn.LayerNorm(width)
-        self.adapter = nn.Linear(2 * width, width, bias=False) if injection == "concat" else None
-        if self.adapter is not None:
-            self.adapter.weight.data.copy_(torch.eye(width).repeat(1, 2))
+        self.sampled, self.backprop, self.noise, self.starts = sampled, backprop, noise, 1
         table = torch.empty(0)
         if noise:
             draw = torch.Generator().manual_seed(0)
-            table = noise * torch.randn(MOST_STARTS, MOST_PLACES, width, generator=draw)
+            table = noise * torch.randn(MOST_STARTS, MOST_PLACES, self.width, generator=draw)
         self.register_buffer("table", table, persistent=False)
 
     def take_loops(self, loops: int | None) -> int:
@@ -98,86 +117,34 @@ class LoopedTransformer(SequenceModel):
             return int(torch.randint(low, high + 1, ()))  # on the CPU: no device waits
         return super().take_loops(loops)
 
-    def encode(self, inputs: Tensor, loops: int) -> Tensor:
-        """Return states [B, T, width] after `loops` loops."""
-        return self._think(inputs, None, loops)[0]
-
-    def encode_step(self, inputs: Tensor, memory: Memory, loops: int) -> tuple[Tensor, Memory]:
-        """Advance one city; each loop has keys and values of its own."""
-        x, memory = self._think(inputs[:, None], memory or {}, loops)
-        return x[:, 0], memory
-
-    def _think(self, inputs: Tensor, memory: Memory, loops: int) -> tuple[Tensor, Memory]:
-        """Run inputs [B, T, width]; a memory (a dict, empty at first) is gone on from and kept."""
-        keep, memory = memory is not None, memory or {}
-        injected, prelude = run(self.prelude, inputs, memory.get("prelude"))
-        state, cores = self.recur(injected, memory.get("core"), loops, keep)
-        state, coda = run(self.coda, state, memory.get("coda"))
-        return self.norm(state), {"prelude": prelude, "core": cores, "coda": coda}
-
     def recur(
-        self, injected: Tensor, caches: list | None, loops: int, keep: bool
-    ) -> tuple[Tensor, list]:
-        """Return the state [B, T, width] after the loops and, to `keep`, the caches of each."""
-        starts = 1 if self.training else self.starts
-        wide = injected.repeat_interleave(starts, 0)
-        state, kept = self.first_state(wide, caches, starts), []
-        before = state
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, list[Cache]]:
+        """Loop from one or several first states; gradients go through the last loops alone."""
+        starts, kept = 1 if self.training else self.starts, []
+        inputs = inputs.repeat_interleave(starts, 0)
+        state = before = self.first_state(inputs, caches, starts)
         for loop in range(loops):
-            before = state
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(loop, loops)):
-                state, cache = self.loop(state, wide, caches[loop] if caches else None)
-            if keep:
-                kept.append([replace(layer, group=starts) for layer in cache])
+            before, learns = state, not self.backprop or loop >= loops - self.backprop
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+                state, cache = self.loop(state, inputs, caches[loop] if caches else None)
+            if caches is not None:
+                kept.append(replace(cache, group=starts))
         return (_steadiest(state, before, starts) if starts > 1 else state), kept
 
-    def loop(self, state: Tensor, injected: Tensor, caches: list | None) -> tuple[Tensor, list]:
-        """Apply the core once."""
-        if self.injection == "add":
-            state = state + injected
-        elif self.adapter is not None:
-            state = self.adapter(torch.cat([state, injected], -1))
-        state, cache = run(self.core, state, caches)
-        return self.settle(state), cache
-
-    def first_state(self, injected: Tensor, caches: list | None = None, starts: int = 1) -> Tensor:
-        """Return the state before the first loop: the input itself without injection, or noise.
-
-        Positions count on from those in the caches.
-        """
-        if self.injection == "none":
-            return injected
+    def first_state(self, inputs: Tensor, caches: list[Cache] | None, starts: int) -> Tensor:
+        """Return the states before the first loop; positions count on from the caches'."""
         if not self.noise:
-            return torch.zeros_like(injected)
+            return torch.zeros_like(inputs)
         if self.training:
-            return self.noise * torch.randn_like(injected)
-        (rows, steps, _), place = injected.shape, caches[0][0].length if caches else 0
-        places = torch.arange(place, place + steps, device=injected.device) % MOST_PLACES
-        return self.table[:starts, places].repeat(rows // starts, 1, 1).to(injected.dtype)
-
-    def unrolled(self, inputs: Tensor, loops: int) -> Iterator[Tensor]:
-        """Yield what the head reads, [B, T, width], after each of the loops; from one start."""
-        injected = run(self.prelude, inputs)[0]
-        state = self.first_state(injected)
-        for _ in range(loops):
-            state, _ = self.loop(state, injected, None)
-            yield self.norm(run(self.coda, state)[0])
-
-    def _learns(self, loop: int, loops: int) -> bool:
-        return not self.backprop or loop >= loops - self.backprop
-
-    @property
-    def _loop_flops(self) -> int:
-        adapter = 4 * self.width**2 if self.adapter is not None else 0
-        return adapter + sum(block.flops for block in self.core)
-
-    @property
-    def _ends_flops(self) -> int:
-        return sum(block.flops for block in (*self.prelude, *self.coda))
+            return self.noise * torch.randn_like(inputs)
+        (rows, steps, _), place = inputs.shape, caches[0].length if caches else 0
+        places = torch.arange(place, place + steps, device=inputs.device) % MOST_PLACES
+        return self.table[:starts, places].repeat(rows // starts, 1, 1).to(inputs.dtype)
 
     def core_flops(self, loops: int) -> int:
-        """Operations of the prelude, of every loop of every start, and of the coda."""
-        return self._ends_flops + loops * self.starts * self._loop_flops
+        """Operations of every loop of every start."""
+        return self.starts * super().core_flops(loops)
 
     @property
     def training_flops_per_step(self) -> float:
@@ -186,40 +153,7 @@ class LoopedTransformer(SequenceModel):
         counts = range(low, high + 1)
         learnt = [min(n, self.backprop or n) for n in counts]
         loops = (sum(counts) + 2 * sum(learnt)) / len(counts)
-        ends = self.inputs.flops + self._ends_flops + self.head.flops
-        return 3 * ends + loops * self._loop_flops
-
-
-@register("top_recurrent")
-class TopRecurrent(LoopedTransformer):
-    """The top layer of a stack fed its own output `loops` times, with a loss after every one.
-
-    The scheme that was tried in 2021: no injection, no norm between loops, no prelude apart from
-    the layers below.
-
-    Args:
-        layers: of the stack, the recurrent one included.
-        others: see `LoopedTransformer`.
-    """
-
-    def __init__(self, graph: CityGraph, *, layers: int = 3, loops: int = 4, **others: Any) -> None:
-        fixed: dict[str, Any] = {"core": 1, "coda": 0, "injection": "none", "normalise": False}
-        super().__init__(graph, prelude=layers - 1, loops=loops, **fixed, **others)
-
-    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
-        """Return the mean cross-entropy in nats per hop, over all loops while training."""
-        if not self.training:
-            return super().loss(batch, loops)
-        every = [
-            nats(self.head(self.without_prefix(state)), batch)
-            for state in self.unrolled(self.embed(batch), self.take_loops(loops))
-        ]
-        return torch.stack(every).mean()
-
-    @property
-    def training_flops_per_step(self) -> float:
-        """The head reads every loop."""
-        return super().training_flops_per_step + 3 * (self.loops - 1) * self.head.flops
+        return 3 * (self.inputs.flops + self.head.flops) + loops * self.block.flops
 
 
 def _steadiest(state: Tensor, before: Tensor, starts: int) -> Tensor:
@@ -227,3 +161,201 @@ def _steadiest(state: Tensor, before: Tensor, starts: int) -> Tensor:
     moved = ((state - before).norm(dim=-1) / state.norm(dim=-1)).unflatten(0, (-1, starts))
     best = moved.argmin(1)[:, None, :, None].expand(-1, 1, -1, state.shape[-1])
     return state.unflatten(0, (-1, starts)).gather(1, best)[:, 0]
+
+
+@register("top_recurrent")
+class TopRecurrent(DepthRecurrence):
+    """A layer fed its own output `loops` times, with a loss after every one.
+
+    The scheme that was tried in 2021: the input is given once, and no norm stands between loops.
+    """
+
+    def __init__(self, graph: CityGraph, *, loops: int = 4, **others: Any) -> None:
+        super().__init__(graph, loops=loops, **others)
+        self.settle = nn.Identity()
+
+    def recur(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, list[Cache]]:
+        """Loop from the input itself."""
+        state, kept = inputs, []
+        for loop in range(loops):
+            state, cache = self.block(state, caches[loop] if caches else None)
+            if caches is not None:
+                kept.append(cache)
+        return state, kept
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats per hop, over all loops while training."""
+        if not self.training:
+            return super().loss(batch, loops)
+        state, losses = self.embed(batch), []
+        for _ in range(self.take_loops(loops)):
+            state, _ = self.block(state)
+            losses.append(nats(self.head(self.without_prefix(self.norm(state))), batch))
+        return torch.stack(losses).mean()
+
+    @property
+    def training_flops_per_step(self) -> float:
+        """The head reads every loop."""
+        return super().training_flops_per_step + 3 * (self.loops - 1) * self.head.flops
+
+
+class Halting(DepthRecurrence):
+    """A halting unit reads the state after each loop; a city spends `loops` at most."""
+
+    def __init__(self, graph: CityGraph, **others: Any) -> None:
+        super().__init__(graph, **others)
+        self.halt = nn.Linear(self.width, 1)
+        nn.init.zeros_(self.halt.weight)
+
+    @abstractmethod
+    def halted(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, Tensor, Tensor, list[Cache]]:
+        """Return states [B, T, width], loops spent [B, T], remainders [B, T], and caches."""
+
+    def recur(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, list[Cache]]:
+        """Return the state of each city where it halted, and the caches of every loop."""
+        state, _, _, kept = self.halted(inputs, caches, loops)
+        return state, kept
+
+    def loops_spent(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the loops [B, T] before each city halts, of at most `loops`."""
+        return self.without_prefix(self.halted(self.embed(batch), None, self.take_loops(loops))[1])
+
+    def core_flops(self, loops: int) -> int:
+        """Operations of all `loops`: cities that have halted are masked, not skipped."""
+        return super().core_flops(loops) + 2 * self.width * loops
+
+
+@register("act")
+class ACT(Halting):
+    """Adaptive computation time (Graves 2016) for the looped transformer, per city.
+
+    The state that is read is the mean of the loops' states by their halting probabilities, which
+    add up to 1; a city that has halted keeps its state, and so its keys and values.
+    """
+
+    ponder_cost = 0.01  # weight in the loss of the mean of loops spent plus remainder
+
+    def __init__(self, graph: CityGraph, **others: Any) -> None:
+        super().__init__(graph, **others)
+        nn.init.constant_(self.halt.bias, -1.0)
+
+    def halted(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, Tensor, Tensor, list[Cache]]:
+        """Return mean states, loops spent, remainders (the last loop's weight), and caches."""
+        state, mixed, kept = torch.zeros_like(inputs), torch.zeros_like(inputs), []
+        total = inputs.new_zeros(inputs.shape[:2])
+        spent, remainder = torch.zeros_like(total), torch.zeros_like(total)
+        for loop in range(loops):
+            running = total < 1
+            after, cache = self.loop(state, inputs, caches[loop] if caches else None)
+            state = torch.where(running[..., None], after, state)
+            chance = torch.sigmoid(self.halt(state))[..., 0]
+            weight, goes_on = act_weights(chance, total, last=loop == loops - 1)
+            mixed = mixed + weight[..., None] * state
+            total = torch.where(goes_on, total + weight, 1.0)
+            spent = spent + running
+            remainder = torch.where(running & ~goes_on, weight, remainder)
+            if caches is not None:
+                kept.append(cache)
+        return mixed, spent, remainder, kept
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return the cross-entropy in nats per hop and, while training, the cost of pondering."""
+        if not self.training:
+            return super().loss(batch, loops)
+        mixed, spent, remainder, _ = self.halted(self.embed(batch), None, self.take_loops(loops))
+        states, real = self.without_prefix(self.norm(mixed)), batch.labels != IGNORE
+        pondered = self.without_prefix(spent + remainder)[real].mean()
+        return nats(self.head(states), batch) + self.ponder_cost * pondered
+
+
+def act_weights(probability: Tensor, spent: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """Return the weight [...] of this loop's state, and which positions go on after it.
+
+    Args:
+        probability: halting probability of this loop. spent: what earlier loops were given in
+        all; 1 once halted. last: halt everywhere, with what remains.
+    """
+    goes_on = torch.zeros_like(spent, dtype=torch.bool)
+    if not last:
+        goes_on = (spent < 1) & (spent + probability < 1 - SLACK)
+    return torch.where(goes_on, probability, 1 - spent), goes_on
+
+
+@register("ponder")
+class PonderNet(Halting):
+    """PonderNet (Banino et al. 2021) for the looped transformer, per city.
+
+    Training weighs the loss after each loop by the probability of halting there, and draws that
+    distribution towards a geometric prior. Otherwise a city halts, and keeps its state, once it
+    would have halted with probability one half.
+    """
+
+    prior, beta = 0.3, 0.01  # rate of the geometric prior, weight of the divergence from it
+
+    def __init__(self, graph: CityGraph, **others: Any) -> None:
+        super().__init__(graph, **others)
+        nn.init.constant_(self.halt.bias, float(torch.tensor(self.prior).logit()))
+
+    def halted(
+        self, inputs: Tensor, caches: list[Cache] | None, loops: int
+    ) -> tuple[Tensor, Tensor, Tensor, list[Cache]]:
+        """Return states, loops spent, remainders (the chance of going on), and caches."""
+        state, kept = torch.zeros_like(inputs), []
+        log_on = inputs.new_zeros(inputs.shape[:2])
+        spent, goes_on = torch.zeros_like(log_on), torch.ones_like(log_on, dtype=torch.bool)
+        for loop in range(loops):
+            after, cache = self.loop(state, inputs, caches[loop] if caches else None)
+            state = torch.where(goes_on[..., None], after, state)
+            spent = spent + goes_on
+            log_on = log_on + F.logsigmoid(-self.halt(state)[..., 0]) * goes_on
+            goes_on = goes_on & (log_on.exp() > 0.5)
+            if caches is not None:
+                kept.append(cache)
+        return state, spent, log_on.exp(), kept
+
+    def loss(self, batch: Batch, loops: int | None = None) -> Tensor:
+        """Return nats per hop where each city halts or, while training, PonderNet's objective."""
+        if not self.training:
+            return super().loss(batch, loops)
+        losses, halts, inputs = [], [], self.embed(batch)
+        state = torch.zeros_like(inputs)
+        for _ in range(self.take_loops(loops)):
+            state, _ = self.loop(state, inputs, None)
+            halts.append(self.without_prefix(self.halt(state)[..., 0]))
+            losses.append(nats(self.head(self.without_prefix(self.norm(state))), batch, "none"))
+        real = (batch.labels != IGNORE).flatten()
+        log_p = halting_log_probability(torch.stack(halts, -1).flatten(0, 1)[real].float())
+        expected = (log_p.exp() * torch.stack(losses, -1)[real]).sum(-1).mean()
+        prior = geometric_log_prior(self.prior, len(losses)).to(log_p)
+        return expected + self.beta * kl_divergence(log_p, prior).mean()
+
+    @property
+    def training_flops_per_step(self) -> float:
+        """The head reads every loop."""
+        return super().training_flops_per_step + 3 * (self.loops - 1) * self.head.flops
+
+
+def halting_log_probability(logits: Tensor) -> Tensor:
+    """Return PonderNet's log p_n [..., N] from halting logits [..., N]; the last loop halts."""
+    goes_on = F.logsigmoid(-logits[..., :-1]).cumsum(-1)
+    reaches = F.pad(goes_on, (1, 0))
+    halts = torch.cat([F.logsigmoid(logits[..., :-1]), torch.zeros_like(logits[..., :1])], -1)
+    return reaches + halts
+
+
+def geometric_log_prior(rate: float, loops: int) -> Tensor:
+    """Return log probabilities [loops] of a geometric prior, its tail folded into the last."""
+    return halting_log_probability(torch.full((loops,), rate).logit())
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) [...] of distributions given as logarithms [..., N]."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -15,7 +15,7 @@ from citypaths import decoding
 from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset, make_dataset
 from citypaths.data.splits import recipe_for
-from citypaths.judging.methods import Scored, score
+from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.metrics import over_few
 from citypaths.judging.queries import Queries
 from citypaths.lab import mean_loss, train_arm
@@ -27,7 +27,6 @@ from citypaths.training.loop import Trained, TrainSettings
 
 LOOPS = (1, 2, 4, 8, 16, 64)
 STEADY = ("transformer", "transformer-deep", "gru", "gru-wide")  # arms that do not recur
-SHARED = {"prelude": 0, "coda": 0, "injection": "add"}  # one layer, as in the plain transformer
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Arm:
 def arms(width: int) -> dict[str, Arm]:
     """Return the arms by label: those without loops first, then every kind of recurrence."""
     stack, gru = {"width": width}, {"cell": "gru", "width": width, "tied": True}
-    few = {"loops": 4, "sampled": (1, 8), "backprop": 4}
+    few = stack | {"loops": 4, "sampled": (1, 8), "backprop": 4}
     return {
         "transformer": Arm("transformer", stack | {"layers": 1}, "one layer"),
         "transformer-deep": Arm("transformer", stack | {"layers": 4}, "four layers"),
@@ -58,12 +57,12 @@ def arms(width: int) -> dict[str, Arm]:
         "gru-wide": Arm("rnn", gru | {"width": 2 * width}, "twice the width", 0.5),
         "gru-think": Arm("rnn", gru | {"loops": 4}, "four steps a city"),
         "feedback": Arm("feedback", stack | {"layers": 1}, "attends to its own past output"),
-        "looped-fixed": Arm("looped", stack | SHARED | {"loops": 4}, "always four loops"),
-        "looped-sampled": Arm("looped", stack | SHARED | few, "1 to 8 loops by chance"),
-        "looped-noise": Arm("looped", stack | SHARED | few | {"noise": 0.5}, "random start"),
-        "act": Arm("act", stack | SHARED | {"loops": 8}, "halts by itself, 8 loops at most", 0.5),
-        "ponder": Arm("ponder", stack | SHARED | {"loops": 4}, "halts by itself, 4 at most", 0.5),
-        "top": Arm("top_recurrent", stack | {"layers": 1, "loops": 4}, "as in 2021", 0.5),
+        "looped-fixed": Arm("looped", stack | {"loops": 4}, "always four loops"),
+        "looped-sampled": Arm("looped", few, "1 to 8 loops by chance"),
+        "looped-noise": Arm("looped", few | {"noise": 0.5}, "random start"),
+        "act": Arm("act", stack | {"loops": 8}, "halts by itself, 8 loops at most", 0.5),
+        "ponder": Arm("ponder", stack | {"loops": 4}, "halts by itself, 4 at most", 0.5),
+        "top": Arm("top_recurrent", stack | {"loops": 4}, "as in 2021", 0.5),
     }
 
 
@@ -110,14 +109,11 @@ def run(
     model = trained.model.eval()
     batch = 250 if loops and loops > 8 else 1000  # each loop keeps keys and values of its own
     found = queries.decode(decoding.greedy, model, loops=loops, batch=batch)
-    method = "greedy" if loops is None else f"greedy, {loops} loops"
-    names = {"model": label, "method": method, "regime": "closed_book", "seed": seed}
-    names |= {
-        "budget": loops or getattr(model, "loops", 1),
-        "loss": mean_loss(model, queries, loops),
-    }
-    names |= {"parameters": model.parameters_count, "training_flops": trained.training_flops}
-    return score(queries, found, **names)
+    names = {"name": "greedy", "family": "greedy", "loops": getattr(model, "loops", 1)}
+    if loops is not None:
+        names = {"name": f"greedy, {loops} loops", "family": "more loops", "loops": loops}
+    method = Method.of(label, trained, regime="closed_book", **names)
+    return score(queries, found, method, seed=seed, loss=mean_loss(model, queries, loops))
 
 
 def turn_the_dial(
@@ -142,15 +138,16 @@ def breadth(
     for count in starts:
         model.starts = count
         one = run(queries, "looped-noise", trained, seed)
-        scored.append(replace(one, row=one.row | {"method": f"greedy, {count} starts"}))
+        names = {"method": f"greedy, {count} starts", "family": "more loops", "attempts": count}
+        scored.append(replace(one, row=one.row | names | {"verifier": "steadiness"}))
     model.starts = 1
     return scored
 
 
 def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the mean, least and most over seeds of ledger columns, by model and budget."""
+    """Return the mean, least and most over seeds of ledger columns, by model and loops."""
     rows = pd.DataFrame([s.row for s in scored])
-    return rows.groupby(["model", "budget"], sort=False)[list(columns)].agg(["mean", "min", "max"])
+    return rows.groupby(["model", "loops"], sort=False)[list(columns)].agg(["mean", "min", "max"])
 
 
 def margins(
@@ -173,8 +170,8 @@ def margins(
 
 
 def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
-    best = dial[dial["model"] == label].groupby("budget")["success"].mean().idxmax()
-    kept = dial[(dial["model"] == plain) | (dial["budget"] == best)]
+    best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
+    kept = dial[(dial["model"] == plain) | (dial["loops"] == best)]
     return {"at best": _mean_gap(kept, label, plain)[0], "best loops": best}
 
 

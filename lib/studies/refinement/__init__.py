@@ -3,16 +3,13 @@
 Importing it registers the networks "masked" and "conductor".
 """
 
-from studies.refinement.conduct import conduct, repair
-from studies.refinement.conductor import Conductor
-from studies.refinement.masked import Masked
+from studies.refinement.conductor import Conductor, conduct, repair
+from studies.refinement.masked import Masked, refine_masked
 from studies.refinement.resample import resample_segments
-from studies.refinement.rounds import Plan, refine_masked
 
 __all__ = [
     "Conductor",
     "Masked",
-    "Plan",
     "conduct",
     "refine_masked",
     "repair",

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from citypaths import plots
@@ -16,6 +15,7 @@ from citypaths.judging.methods import Scored
 from citypaths.judging.queries import Queries
 
 MARKS = {"closed_book": "o", "checked": "s"}
+SEARCHES = {"greedy": "D", "beam": "^", "best of N": "*"}
 
 
 def _lines(scored: Iterable[Scored]) -> list[tuple[str, str, tuple, pd.DataFrame]]:
@@ -33,9 +33,9 @@ def by_rounds(scored: Iterable[Scored]) -> Figure:
         label = f"{name} ({regime.replace('_', '-')})"
         for ax, column in zip(axes, ("success", "hard_success"), strict=True):
             style = {"color": hue, "marker": MARKS[regime], "ms": 4, "label": label}
-            ax.plot(rows["budget"], rows[column], **style)
+            ax.plot(rows["rounds"], rows[column], **style)
             low, high = rows[f"{column}_low"], rows[f"{column}_high"]
-            ax.fill_between(rows["budget"], low, high, color=hue, alpha=0.1, lw=0)
+            ax.fill_between(rows["rounds"], low, high, color=hue, alpha=0.1, lw=0)
     for ax, title in zip(axes, ("all queries", "hard queries"), strict=True):
         ax.set(xlabel="rounds", ylim=(-0.02, 1.02))
         ax.set_title(title)
@@ -47,39 +47,31 @@ def by_rounds(scored: Iterable[Scored]) -> Figure:
 def against_flops(scored: Iterable[Scored], references: Iterable[Scored]) -> Figure:
     """Draw success against inference FLOPs: a line of rounds a method, single points for search.
 
-    The references' models are told apart by colour.
+    The references' models are told apart by colour, their searches by mark.
     """
     others = pd.DataFrame([s.row for s in references])
-    fig, axes = plt.subplots(
-        1, 2, figsize=(11.5, 4.4), layout="constrained", sharey=True, sharex=True
-    )
+    size = {"figsize": (6.5 * len(MARKS), 4.4), "layout": "constrained"}
+    fig, axes = plt.subplots(1, len(MARKS), sharex=True, sharey=True, **size)
     for ax, regime in zip(axes, MARKS, strict=True):
         for name, own, hue, rows in _lines(scored):
             rows = rows[rows["inference_flops"] > 0]
             if own == regime:
                 x, y = rows["inference_flops"], rows["success"]
                 ax.plot(x, y, "o-", ms=4, color=hue, label=name)
-        shades = zip((plots.INK, plots.RED), others.groupby("model", sort=False), strict=False)
-        for hue, (model, rows) in shades:
-            _points(ax, rows[rows["regime"] == regime], hue, f"{model}, searched")
+        models = others[others["regime"] == regime].groupby("model", sort=False)
+        for hue, (model, rows) in zip((plots.INK, plots.RED), models, strict=False):
+            for family, points in rows.groupby("family", sort=False):
+                y = points["success"]
+                bars = [(y - points["success_low"]).clip(0), (points["success_high"] - y).clip(0)]
+                style = {"fmt": SEARCHES[family], "ms": 8, "color": hue, "capsize": 2}
+                ax.errorbar(points["inference_flops"], y, bars, **style, label=f"{model}, {family}")
         ax.set(xscale="log", xlabel="inference FLOPs a query", ylim=(-0.02, 1.02))
         ax.set_title(regime.replace("_", "-"))
-        ax.legend(fontsize=9, loc="lower right")
     axes[0].set_ylabel("success")
+    named = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    handles = {label: handle for pairs in named for handle, label in pairs}
+    fig.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9)
     return fig
-
-
-def _points(ax: Axes, rows: pd.DataFrame, color: str, label: str) -> None:
-    style = {"fmt": "*", "ms": 10, "color": color, "capsize": 2, "label": label}
-    y = rows["success"]
-    bars = [(y - rows["success_low"]).clip(0), (rows["success_high"] - y).clip(0)]
-    ax.errorbar(rows["inference_flops"], y, bars, **style)
-    for i, row in enumerate(rows.itertuples()):
-        right = color != plots.INK
-        spot = (6 if right else -6, 6 if i % 2 else -13)
-        beside = {"xytext": spot, "textcoords": "offset points", "ha": "left" if right else "right"}
-        place = (row.inference_flops, row.success)
-        ax.annotate(row.method, place, fontsize=9, color=color, **beside)
 
 
 def over_rounds(queries: Queries, rounds: Sequence[Scored], query: int, shown: int = 6) -> Figure:

@@ -1,8 +1,13 @@
-"""An orderless model of whole paths: any set of hidden cities from all the others, at once."""
+"""Mask-predict: an orderless model of whole paths, and rounds of hiding cities and guessing again.
+
+The network predicts any set of hidden cities from all the others, at once.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,31 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from citypaths.data.batches import IGNORE, Batch
+from citypaths.decoding.decode import evaluating
 from citypaths.map.graph import CityGraph
 from citypaths.map.great_circle import unit_sphere
-from citypaths.models.base import CityInput, Coordinates, Head, Network, register
-from citypaths.models.transformer import Attention, Block
+from citypaths.map.paths import Found, Paths
+from citypaths.models.base import CityInput, Head, Network, register
+from citypaths.models.transformer import Block
 
-
-class Everywhere(nn.Module):
-    """A transformer layer whose attention looks both ways."""
-
-    def __init__(self, width: int, heads: int, depth: int, expansion: int) -> None:
-        super().__init__()
-        self.block = Block(width, heads, depth, expansion)
-
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """Return x [B, P, width] after the layer; `visible` [B, P] are the positions to see."""
-        block = self.block
-        x = x + _attend(block.attention, block.norm_attention(x), visible[:, None, None])
-        return x + block.down(F.relu(block.up(block.norm_feed(x))))
-
-
-def _attend(attention: Attention, x: Tensor, visible: Tensor) -> Tensor:
-    split = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k = attention.rotary(split[:2])
-    mixed = F.scaled_dot_product_attention(q, k, split[2], attn_mask=visible)
-    return attention.out(mixed.transpose(1, 2).flatten(2))
+HEADS, BATCH = 4, 32  # of attention; queries refined together
 
 
 @register("masked", writes=False)
@@ -49,37 +37,25 @@ class Masked(Network):
 
     Args:
         graph: decides the vocabulary and the coordinates.
-        slots: most hops of a path; a longer one is refused. width, layers, heads, expansion: size
-            of the stack. tied, coordinates: see `CityInput` and `Head`.
+        slots: most hops of a path; a longer one is refused. width, layers: size of the stack.
     """
 
     def __init__(
-        self,
-        graph: CityGraph,
-        *,
-        slots: int = 32,
-        width: int = 128,
-        layers: int = 3,
-        heads: int = 4,
-        expansion: int = 4,
-        tied: bool = True,
-        coordinates: Coordinates = "none",
+        self, graph: CityGraph, *, slots: int = 32, width: int = 128, layers: int = 3
     ) -> None:
         super().__init__()
         if slots < 1:
             raise ValueError(f"a path takes at least one slot, not {slots}")
         self.cities, self.slots, self.width = len(graph), slots, width
         self.mask = len(graph)
-        self.inputs = CityInput(graph, width, coordinates=coordinates)
+        self.inputs = CityInput(graph, width)
         self.as_source = nn.Linear(width, width, bias=False)
         self.unknown = nn.Parameter(torch.randn(width) / 2)
         self.from_start = nn.Embedding(slots + 1, width)
         self.from_end = nn.Embedding(slots + 1, width)
-        self.layers = nn.ModuleList(
-            Everywhere(width, heads, layers, expansion) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(Block(width, HEADS, layers) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = Head(width, self.cities, tied=self.inputs.embedding if tied else None)
+        self.head = Head(width, self.cities, tied=self.inputs.embedding)
         sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon))
         sphere = (sphere - sphere.mean(0)) / sphere.std().clamp(min=1e-9)
         self.register_buffer("place", sphere.float(), persistent=False)
@@ -102,7 +78,8 @@ class Masked(Network):
         x = self.embed(source, target, tokens, hops)
         visible = torch.arange(x.shape[1], device=x.device) <= hops[:, None]
         for layer in self.layers:
-            x = layer(x, visible)
+            x = x + _attend_both_ways(layer, x, visible[:, None, None])
+            x = x + layer.down(F.relu(layer.up(layer.norm_feed(x))))
         return self.norm(x[:, 1:])
 
     def embed(self, source: Tensor, target: Tensor, tokens: Tensor, hops: Tensor) -> Tensor:
@@ -190,8 +167,8 @@ class Masked(Network):
     def flops_per_pass(self, hops: np.ndarray) -> np.ndarray:
         """Return the operations of one pass over paths of `hops` [N] slots each, float64 [N]."""
         slots, width = np.asarray(hops, float), self.width
-        places, expansion = slots + 1.0, self.layers[0].block.up.out_features // width
-        layer = 2 * width**2 * (4 + 2 * expansion) * places + 4 * width * places**2
+        places = slots + 1.0
+        layer = 2 * width**2 * 12 * places + 4 * width * places**2
         ends = self.inputs.goal_flops + self.inputs.flops + 2 * width**2
         draft = self.inputs.flops + 2 * width**2 + 6 * self.cities
         embed = (self.inputs.flops + draft) * places + ends
@@ -204,6 +181,16 @@ class Masked(Network):
         return 2 * self.inputs.flops + 2 * hidden * (inputs + self.slots)
 
 
+def _attend_both_ways(block: Block, x: Tensor, visible: Tensor) -> Tensor:
+    """The attention of a causal layer, of x [B, P, width] to all the visible positions."""
+    attention = block.attention
+    split = attention.qkv(block.norm_attention(x)).unflatten(-1, (3, attention.heads, -1))
+    split = split.permute(2, 0, 3, 1, 4)
+    q, k = attention.rotary(split[:2])
+    mixed = F.scaled_dot_product_attention(q, k, split[2], attn_mask=visible)
+    return attention.out(mixed.transpose(1, 2).flatten(2))
+
+
 def lowest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """Return where the `count` [B, 1] lowest of values [B, S] lie, of those `among`, bool."""
     order = values.masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
@@ -211,3 +198,76 @@ def lowest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
         1, order, torch.arange(values.shape[1], device=values.device).expand_as(order)
     )
     return (rank < count) & among
+
+
+def refine_masked(
+    model: Masked, source, target, max_hops: int, *, rounds: int, lengths: int
+) -> list[Found]:
+    """Predict whole paths in rounds; return the first guess, then what each round comes to.
+
+    The first guess fills all slots at once, for each of a query's most probable lengths. Round r of
+    R hides the least sure of them, a share of 1 - r / (R + 1), and predicts those again from the
+    rest (Ghazvininejad et al. 2019). A round costs one pass of the network a length. Costs are
+    cumulative.
+
+    Args:
+        source, target: ids [n]. lengths: to refine side by side; the most probable path is taken.
+
+    Raises:
+        ValueError: `max_hops` below 1, queries that do not pair up, negative rounds or no length.
+    """
+    if max_hops < 1:
+        raise ValueError(f"max_hops is at least 1, not {max_hops}")
+    if rounds < 0 or lengths < 1:
+        raise ValueError(f"rounds of 0 or more and a length, not {rounds} and {lengths}")
+    source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources but {len(target)} targets")
+    parts = []
+    with evaluating(model):
+        for i in range(0, max(1, len(source)), BATCH):
+            ends = source[i : i + BATCH], target[i : i + BATCH]
+            parts.append(list(_refined(model, *ends, max_hops, rounds, lengths)))
+    return [Found.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def _refined(
+    model: Masked, source: np.ndarray, target: np.ndarray, max_hops: int, rounds: int, lengths: int
+) -> Iterator[Found]:
+    """Yield the most probable paths after each round; there is a row for each length of a query."""
+    began, device = time.perf_counter(), next(model.parameters()).device
+    ends = torch.as_tensor(np.stack([source, target]), device=device)
+    log_p = F.log_softmax(model.length_logits(*ends).float(), -1)[:, :max_hops]
+    copies = min(lengths, log_p.shape[1])
+    prior, at = (x.flatten() for x in log_p.topk(copies))
+    hops, (a, b) = at + 1, ends.repeat_interleave(copies, 1)
+    tokens = torch.full((len(hops), max([1, *hops.tolist()])), model.mask, device=device)
+    tokens.scatter_(1, hops[:, None] - 1, b[:, None])
+    free, sure = model.hidable(hops, tokens.shape[1]), torch.zeros(tokens.shape, device=device)
+    pass_flops = model.flops_per_pass(hops.cpu().numpy())
+    first_rows, none = copies * torch.arange(len(source), device=device), np.zeros(len(source))
+    for done in range(rounds + 1):
+        share = 1 - done / (rounds + 1)
+        hidden = lowest(sure, free, (share * free.sum(1, keepdim=True) - 1e-6).ceil())
+        logits = model(a, b, tokens.masked_fill(hidden, model.mask), hops)
+        log_p, chosen = F.log_softmax(logits.float(), -1).max(-1)
+        tokens, sure = torch.where(hidden, chosen, tokens), torch.where(hidden, log_p, sure)
+        energy = -sure.sum(1) - prior  # log p of each token when it was predicted
+        rows = energy.view(-1, copies).argmin(1) + first_rows
+        best = (x[rows].cpu().numpy() for x in (a, b, hops, tokens))
+        flops = ((1 + done) * pass_flops).reshape(-1, copies).sum(1) + model.length_flops
+        seconds = time.perf_counter() - began
+        paths = read_out(*best, max_hops)
+        yield Found(paths, flops * (source != target), none, none.copy(), seconds)
+
+
+def read_out(
+    source: np.ndarray, target: np.ndarray, hops: np.ndarray, tokens: np.ndarray, max_hops: int
+) -> Paths:
+    """Return the paths that slots [n, S] spell: up to the target, repeats left out."""
+    ids = np.concatenate([source[:, None], tokens], 1)
+    inside = np.arange(ids.shape[1]) <= hops[:, None]
+    inside &= np.cumsum(ids == target[:, None], 1) - (ids == target[:, None]) == 0
+    inside[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+    inside &= np.cumsum(inside, 1) <= max_hops + 1
+    return Paths(ids[inside], np.append(0, np.cumsum(inside.sum(1))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ import pandas as pd
 
 from citypaths import decoding
 from citypaths.data.dataset import Dataset
-from citypaths.decoding import Likelihood, PathLength
-from citypaths.judging.methods import Scored, score
+from citypaths.decoding import Likelihood, PathLength, Scorer
+from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.map.paths import Found
@@ -20,9 +21,10 @@ from citypaths.models.base import PathModel
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained, TrainSettings
 from studies.refinement import conduct, refine_masked, repair, resample_segments
-from studies.search.study import SLICE
 
 LENGTHS = 8  # candidate lengths of a masked path, refined side by side
+PART = 50  # queries whose attempts are drawn together
+DECODERS = (("greedy", "greedy", decoding.greedy, 1), ("beam 8", "beam", decoding.beam, 8))
 
 
 def train_masked(size: Size, dataset: Dataset, seed: int) -> Trained:
@@ -51,24 +53,13 @@ def largest_gru(size: Size) -> str:
     )
 
 
-def score_rounds(queries: Queries, founds: Sequence[Found], **names: Any) -> list[Scored]:
-    """Judge what a method found after each round; the round is the ledger's budget."""
-    return [score(queries, found, budget=i, **names) for i, found in enumerate(founds)]
-
-
-def names_of(method: str, model: str, *trained: Trained, checked: bool = False) -> dict[str, Any]:
-    """Return ledger columns of a method that uses all of these trained networks."""
-    return {
-        "method": method,
-        "model": model,
-        "regime": "checked" if checked else "closed_book",
-        "parameters": sum(t.model.parameters_count for t in trained),
-        "training_flops": sum(t.training_flops for t in trained),
-    }
+def score_rounds(queries: Queries, founds: Sequence[Found], method: Method) -> list[Scored]:
+    """Judge what a method found after each round."""
+    return [score(queries, found, replace(method, rounds=i)) for i, found in enumerate(founds)]
 
 
 def masked_rounds(
-    queries: Queries, masked: Trained, arm: str, filler: Trained, rounds: int, **plan: Any
+    queries: Queries, masked: Trained, arm: str, filler: Trained, rounds: int
 ) -> list[Scored]:
     """Score the masked model after every round: alone, and with its illegal hops filled in.
 
@@ -76,11 +67,13 @@ def masked_rounds(
     """
     ids, most = (queries.rows.source, queries.rows.target), queries.max_hops
     model, fill = masked.model.eval(), filler.model.eval()
-    founds = refine_masked(model, *ids, most, rounds=rounds, **{"lengths": LENGTHS} | plan)
+    founds = refine_masked(model, *ids, most, rounds=rounds, lengths=LENGTHS)
     mended = [repair(fill, found, *ids, most, queries.graph) for found in founds]
-    names = names_of("masked, repaired", f"masked, {arm}", masked, filler, checked=True)
-    alone = score_rounds(queries, founds, **names_of("masked", "masked", masked))
-    return alone + score_rounds(queries, mended, **names)
+    shared = {"family": "refinement", "attempts": LENGTHS, "verifier": "own likelihood"}
+    alone = Method.of("masked", masked, name="masked", regime="closed_book", **shared)
+    names = {"name": "masked, repaired", "regime": "checked"} | shared
+    repaired = Method.of(f"masked, {arm}", masked, filler, **names)
+    return score_rounds(queries, founds, alone) + score_rounds(queries, mended, repaired)
 
 
 def conductor_rounds(
@@ -89,11 +82,13 @@ def conductor_rounds(
     """Score the conductor after every round: alone, and with a filler between its waypoints."""
     ids, most = (queries.rows.source, queries.rows.target), queries.max_hops
     lead, fill = conductor.model.eval(), filler.model.eval()
-    alone = conduct(lead, None, *ids, most, rounds=rounds)
-    filled = conduct(lead, fill, *ids, most, rounds=rounds)
-    names = names_of("conductor, filled", f"conductor, {arm}", conductor, filler)
-    scored = score_rounds(queries, alone, **names_of("conductor", "conductor", conductor))
-    return scored + score_rounds(queries, filled, **names)
+    shared = {"family": "refinement", "regime": "closed_book"}
+    alone = Method.of("conductor", conductor, name="conductor", **shared)
+    filled = Method.of(f"conductor, {arm}", conductor, filler, name="conductor, filled", **shared)
+    return [
+        *score_rounds(queries, conduct(lead, None, *ids, most, rounds=rounds), alone),
+        *score_rounds(queries, conduct(lead, fill, *ids, most, rounds=rounds), filled),
+    ]
 
 
 def segment_rounds(
@@ -102,44 +97,48 @@ def segment_rounds(
     """Score segment resampling: by the model's own likelihood, and checked by exact length."""
     model, scored = trained.model.eval(), []
     args = model, queries.rows.source, queries.rows.target, queries.max_hops
-    shared = {"rounds": rounds, "seed": seed}
-    own = resample_segments(*args, energy=Likelihood(model), **shared)
-    scored += score_rounds(queries, own, **names_of("segments, likelihood", arm, trained))
-    shared |= {"energy": PathLength(queries.graph), "checked_by": queries.graph}
-    names = names_of("segments, exact length", arm, trained, checked=True)
-    return scored + score_rounds(queries, resample_segments(*args, **shared), **names)
+    for regime, verifier, energy, check in regimes(queries, model):
+        name = f"segments, {verifier}"
+        founds = resample_segments(*args, energy=energy, rounds=rounds, seed=seed, **check)
+        names = {"name": name, "family": "refinement", "regime": regime, "verifier": verifier}
+        scored += score_rounds(queries, founds, Method.of(arm, trained, **names))
+    return scored
+
+
+def regimes(queries: Queries, model: PathModel) -> list[tuple[str, str, Scorer, dict[str, Any]]]:
+    """Return each regime: its name, what judges paths in it, that scorer, and decoding options."""
+    exact = PathLength(queries.graph)
+    return [
+        ("closed_book", "own likelihood", Likelihood(model), {}),
+        ("checked", "exact length", exact, {"checked_by": queries.graph}),
+    ]
 
 
 def references(
     queries: Queries, arm: str, trained: Trained, seed: int, ns: Sequence[int] = ()
 ) -> list[Scored]:
     """Score what notebook 05 does with a model: greedy, beam, best of N; checked or not."""
-    model, rows = trained.model.eval(), []
+    model, scored = trained.model.eval(), []
     ids, most = (queries.rows.source, queries.rows.target), queries.max_hops
-    for checked in (False, True):
-        check = {"checked_by": queries.graph} if checked else {}
-        scorer = PathLength(queries.graph) if checked else Likelihood(model)
-        for name, decoder in (("greedy", decoding.greedy), ("beam 8", decoding.beam)):
+    for regime, verifier, scorer, check in regimes(queries, model):
+        for name, family, decoder, attempts in DECODERS:
             found = queries.decode(decoder, model, **check)
-            rows.append(score(queries, found, **names_of(name, arm, trained, checked=checked)))
+            names = {"name": name, "family": family, "regime": regime, "attempts": attempts}
+            scored.append(score(queries, found, Method.of(arm, trained, **names)))
         for n in ns:
-            options = {"n": n, "scorer": scorer} | check
-            call = partial(_best_of, model, most, options)
-            found = decoding.in_parts(call, *ids, part=SLICE, name=f"best of {n}", seed=seed)
-            names = names_of(f"best of {n}", arm, trained, checked=checked)
-            rows.append(score(queries, found, budget=n, **names))
-    return rows
-
-
-def _best_of(model: PathModel, most: int, options: dict[str, Any], source, target, **seed) -> Found:
-    return decoding.best_of(model, source, target, most, **options, **seed)
+            best = partial(decoding.best_of, model, max_hops=most, n=n, scorer=scorer, **check)
+            found = decoding.in_parts(best, *ids, part=PART, name=f"best of {n}", seed=seed)
+            names = {"name": f"best of {n}", "family": "best of N", "regime": regime}
+            names |= {"attempts": n, "verifier": verifier}
+            scored.append(score(queries, found, Method.of(arm, trained, **names)))
+    return scored
 
 
 def by_round(scored: Iterable[Scored], column: str) -> pd.DataFrame:
     """Return a ledger column of every method (rows) after each round (columns)."""
     rows = pd.DataFrame([s.row for s in scored])
     names = rows["method"].drop_duplicates()
-    return rows.pivot(index="method", columns="budget", values=column).loc[names]
+    return rows.pivot(index="method", columns="rounds", values=column).loc[names]
 
 
 def at_equal_flops(scored: Iterable[Scored], references: Iterable[Scored]) -> pd.DataFrame:

@@ -49,25 +49,18 @@ STACK_GRID = [
 ]
 LOOPED_GRID = [
     {"loops": 3},
-    {"loops": 3, "prelude": 0, "core": 2, "coda": 0, "injection": "add", "normalise": False},
-    {"loops": 2, "injection": "none"},
     {"loops": 3, "sampled": (2, 4), "backprop": 1, "noise": 0.5},
-    {"loops": 3, "noise": 0.5, "starts": 3, "endpoints": "prefix"},
+    {"loops": 3, "noise": 0.5, "endpoints": "prefix"},
 ]
 MODELS += [("rnn", {"loops": 3, "endpoints": "prefix", "width": WIDTH})]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
 MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
     MODELS += [(name, {"loops": 4} | STACK | options) for options in STACK_GRID]
-MODELS += [(name, {"loops": 4, "noise": 0.5} | STACK) for name in ("act", "ponder")]
-MODELS += [("act", {"core": 2, "ponder_cost": 0.1} | STACK), ("ponder", {"coda": 1} | STACK)]
 FEEDBACK_GRID = [
     *STACK_GRID,
     {"loops": 3, "heads": 1},
     {"loops": 2, "endpoints": "prefix"},
-    {"chunk": 3},
-    {"chunk": 2, "endpoints": "prefix"},
-    {"chunk": 3, "loops": 2, "expansion": 2},
 ]
 MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
 PLANNER_GRID = [{}, {"tied": True, "coordinates": "raw"}, {"endpoints": "prefix", "softmaxes": 3}]

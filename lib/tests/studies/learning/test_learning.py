@@ -12,16 +12,15 @@ from scipy.stats import t as student
 from citypaths import decoding
 from citypaths.data.batches import batch_of_paths
 from citypaths.judging.floors import stored_hops
-from citypaths.judging.ledger import _check, record
+from citypaths.judging.ledger import _check, largest_run, record
 from citypaths.judging.queries import Queries
 from citypaths.map.best_first import best_first
 from citypaths.sizes import get_size
 from studies.learning import figures as learning_plots
 from studies.learning import study as learning
 from studies.learning import values as worth
-from studies.learning.shares import halves
-from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
-from studies.memory import Cached
+from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED, halves
+from studies.memory import Cached, Roads
 from studies.scoreboard.tables import learning_table
 from studies.search import exchange
 
@@ -43,12 +42,12 @@ def tried(size, tiny_dataset, queries, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CITYPATHS_HOME", str(tmp_path_factory.mktemp("home")))
         valid = Queries.of(tiny_dataset, "valid").uncontained().first(20).rows.paths
-        model = learning.learner(size, tiny_dataset, 20, 0)
+        model = learning.learner(size, tiny_dataset, 0.2, 0)
         return *learning.trials(size, tiny_dataset, queries, valid, [0]), model
 
 
-def a_row(method: str, share: int, seed: int, success: float, training=0.0, flops=0.0) -> dict:
-    row = {"method": method, "budget": share, "seed": seed, "success": success}
+def a_row(method: str, share: float, seed: int, success: float, training=0.0, flops=0.0) -> dict:
+    row = {"method": method, "share": share, "seed": seed, "success": success}
     row |= {"training_flops": training, "inference_flops": flops, "lookups": 0.0}
     return row | {m: success for m in worth.METRICS} | {"expansions": 0.0}
 
@@ -61,34 +60,34 @@ def rows() -> pd.DataFrame:
             a_row(ALONE, 0, seed, 0.0, 0, 10),
             a_row(CACHE, 0, seed, 0.25, 100, 60),
             a_row(STITCHED, 0, seed, 0.9, 0, 5),
-            a_row(ALONE, 10, seed, 0.2, 1000, 10),
-            a_row(CACHE, 10, seed, 0.4 + luck, 1090, 55),
-            a_row(STITCHED, 10, seed, 1.0, 0, 5),
-            a_row(ALONE, 50, seed, 0.5, 1000, 10),
-            a_row(CACHE, 50, seed, 0.4, 1050, 30),
-            a_row(STITCHED, 50, seed, 0.8, 0, 5),
-            a_row(ALONE, 100, seed, 0.6, 1000, 10),
+            a_row(ALONE, 0.1, seed, 0.2, 1000, 10),
+            a_row(CACHE, 0.1, seed, 0.4 + luck, 1090, 55),
+            a_row(STITCHED, 0.1, seed, 1.0, 0, 5),
+            a_row(ALONE, 0.5, seed, 0.5, 1000, 10),
+            a_row(CACHE, 0.5, seed, 0.4, 1050, 30),
+            a_row(STITCHED, 0.5, seed, 0.8, 0, 5),
+            a_row(ALONE, 1, seed, 0.6, 1000, 10),
         ]
     return pd.DataFrame(table)
 
 
 def test_values_by_hand(rows):
     table = worth.values(rows, ["success"]).set_index(["memory", "share"])
-    cache = table.loc[(CACHE, 10)]
+    cache = table.loc[(CACHE, 0.1)]
     assert (cache["x"], cache["y"]) == (pytest.approx(0.2), pytest.approx(0.6))
     assert cache["learned"] == pytest.approx(0.4) and cache["stored"] == pytest.approx(0.2)
     assert cache["value"] == pytest.approx(2.0) and cache["low"] < 2 < cache["high"]
     half = 4.302653 * 0.02 / 3**0.5  # t of two degrees of freedom; only z varies
     assert cache["low"] == pytest.approx(0.4 / (0.2 + half), rel=1e-5)
     assert cache["high"] == pytest.approx(0.4 / (0.2 - half), rel=1e-5)
-    assert table.loc[(STITCHED, 10), "value"] == pytest.approx(0.5)
+    assert table.loc[(STITCHED, 0.1), "value"] == pytest.approx(0.5)
     assert table.loc[(CACHE, 0), "value"] == pytest.approx(2.4)
 
 
 def test_no_value_where_the_memory_does_not_help(rows):
     table = worth.values(rows, ["success"]).set_index(["memory", "share"])
-    assert np.isnan(table.loc[(CACHE, 50), "value"])
-    assert worth.told(table.loc[(CACHE, 50)]) == worth.NO_HELP
+    assert np.isnan(table.loc[(CACHE, 0.5), "value"])
+    assert worth.told(table.loc[(CACHE, 0.5)]) == worth.NO_HELP
     shown = worth.board(table.reset_index(), CACHE)
     assert shown.loc["success", "50 %"] == f"{worth.NO_HELP}; +10.0 / -10.0"
     alone = worth.values(rows[rows["seed"] == 0], ["success"])
@@ -123,11 +122,11 @@ def test_interval_without_bounds_or_seeds():
 def test_break_even_by_hand(rows):
     even = worth.break_even(rows).set_index(["method", "share"])["queries"]
     assert even[CACHE, 0] == pytest.approx((1000 - 100) / (60 - 10))
-    assert even[CACHE, 10] == 0 and np.isinf(even[STITCHED, 10])
+    assert even[CACHE, 0.1] == 0 and np.isinf(even[STITCHED, 0.1])
     table = worth.totals(rows, [1, 18, 1000]).set_index(["method", "share", "asked"])["total"]
-    assert table[CACHE, 0, 18] == pytest.approx(table[ALONE, 100, 18])
-    assert table[CACHE, 0, 1] < table[ALONE, 100, 1]
-    assert table[CACHE, 0, 1000] > table[ALONE, 100, 1000]
+    assert table[CACHE, 0, 18] == pytest.approx(table[ALONE, 1, 18])
+    assert table[CACHE, 0, 1] < table[ALONE, 1, 1]
+    assert table[CACHE, 0, 1000] > table[ALONE, 1, 1000]
 
 
 def test_the_sentence_says_the_numbers(rows):
@@ -138,10 +137,10 @@ def test_the_sentence_says_the_numbers(rows):
     assert "rather than cache at every share tried, rather than stitch at none" in text
     assert "at 0 % after 18 queries, against stitching never." in text
     worse = rows.assign(success=rows["success"].where(rows["method"] != CACHE, 0.3))
-    some = worth.sentence(worse[worse["seed"] == 1], near=50)
+    some = worth.sentence(worse[worse["seed"] == 1], near=0.5)
     assert some.startswith("With 50 % learned (one seed)") and worth.NO_HELP in some
     assert "rather than cache at every share" in some
-    ahead = rows["success"].where((rows["method"] != CACHE) | (rows["budget"] > 0), 0.7)
+    ahead = rows["success"].where((rows["method"] != CACHE) | (rows["share"] > 0), 0.7)
     assert "rather than cache at 10, 50 %," in worth.sentence(rows.assign(success=ahead))
 
 
@@ -150,19 +149,19 @@ def test_rows_are_of_the_ledger(tried, size, tiny_dataset):
     rows = pd.DataFrame([s.row for s in scored])
     for row in rows.to_dict("records"):
         _check(row)
-    methods = rows.groupby("budget")["method"].agg(set).to_dict()
-    assert methods[100] == {ALONE} and methods[0] == {ALONE, CACHE, STORED, STITCHED}
-    assert methods[20] == methods[0] | {CACHE_OF_ALL}
-    spent = rows[rows["method"] == ALONE].set_index("budget")["training_flops"]
-    assert spent[0] == 0 and spent[20] == pytest.approx(spent[100], rel=0.05)
+    methods = rows.groupby("share")["method"].agg(set).to_dict()
+    assert methods[1] == {ALONE} and methods[0] == {ALONE, CACHE, STORED, STITCHED}
+    assert methods[0.2] == methods[0] | {CACHE_OF_ALL}
+    spent = rows[rows["method"] == ALONE].set_index("share")["training_flops"]
+    assert spent[0] == 0 and spent[0.2] == pytest.approx(spent[1], rel=0.05)
     rest = halves(tiny_dataset, 0.2, 0)[1]
     held = fits.set_index(["share", "method"])["rows"]
-    assert held[20, CACHE] == (rest.lengths - 1).sum()
-    assert held[20, CACHE_OF_ALL] == held[0, CACHE]
+    assert held[0.2, CACHE] == (rest.lengths - 1).sum()
+    assert held[0.2, CACHE_OF_ALL] == held[0, CACHE]
     assert (fits["nats"] <= fits["nats alone"] + 1e-6).all()
-    filled = rows.set_index(["method", "budget"])["training_flops"]
+    filled = rows.set_index(["method", "share"])["training_flops"]
     one = learning.learner(size, tiny_dataset, 0, 0).model.flops_per_step()
-    assert filled[CACHE, 20] - filled[ALONE, 20] == held[20, CACHE] * one
+    assert filled[CACHE, 0.2] - filled[ALONE, 0.2] == held[0.2, CACHE] * one
 
 
 def test_the_untrained_learner_is_a_function_of_the_seed(size, tiny_dataset):
@@ -185,7 +184,7 @@ def test_next_hops_by_hand(tried, queries, tiny_dataset):
                 among += len(near) > 0 and near[int(scores[near.tolist()].argmax())] == label
                 count += 1
     assert learning.next_hops(model, queries) == pytest.approx(right / count)
-    assert learning.next_hops(model, queries, stored) == pytest.approx(among / count)
+    assert learning.next_hops(Roads(model, stored), queries) == pytest.approx(among / count)
     assert among != right
 
 
@@ -201,23 +200,28 @@ def test_stitched_next_hops_by_hand(queries, tiny_dataset):
     assert learning.stitched_next_hops(queries.graph, queries) > 0.9
 
 
+def named(scored, method: str, share: float):
+    (one,) = (s for s in scored if s.row["method"] == method and s.row["share"] == share)
+    return one
+
+
 def test_stored_hops_are_all_that_is_taken(tried, queries, tiny_dataset):
-    paths = halves(tiny_dataset, 0.9, 0)[1]
-    stored = stored_hops(queries.graph, [paths])
-    names = {"model": "m", "parameters": 1, "training_flops": 2}
-    for one in learning.with_hops(queries, tried[2], paths, **names):
+    stored = stored_hops(queries.graph, [halves(tiny_dataset, 0.2, 0)[1]])
+    for method in (STORED, STITCHED):
+        one = named(tried[0], method, 0.2)
         for path in one.found.paths:
             assert stored.is_edge(path[:-1], path[1:]).all()
         assert one.row["lookups"] > 0 and one.row["legal"] == 1
+        assert one.row["memory_numbers"] == 2 * len(stored.indices)
     assert one.row["model"] == "none" and one.row["training_flops"] == 0
 
 
 def test_a_cache_decodes_greedily(tried, queries, tiny_dataset):
     model = tried[2].model.eval()
-    cache = learning.caches(model, tiny_dataset, 20, 0)[CACHE]
-    cached = Cached(model, cache, theta=40.0, weight=0.5)
-    found = learning.with_cache(queries, cached, CACHE, training_flops=0).found
-    greedy = queries.decode(decoding.greedy, cached)
+    cache = learning.caches(model, *halves(tiny_dataset, 0.2, 0))[CACHE]
+    fitted = tried[1].set_index(["share", "method"]).loc[(0.2, CACHE)]
+    cached = Cached(model, cache, theta=fitted["theta"], weight=fitted["weight"])
+    found, greedy = named(tried[0], CACHE, 0.2).found, queries.decode(decoding.greedy, cached)
     assert found.paths.tokens.tolist() == greedy.paths.tokens.tolist()
     assert found.flops == pytest.approx(greedy.flops)
 
@@ -227,9 +231,9 @@ def test_the_learner_of_everything_is_the_ladder_s(size, tiny_dataset, tmp_path,
     assert learning.name_of(size) == "gru-8"
     exchange.train_rung(size, tiny_dataset, 8, 0)
     folders = sorted((size.folder / "models").iterdir())
-    learning.learner(size, tiny_dataset, 100, 0)
+    learning.learner(size, tiny_dataset, 1, 0)
     assert sorted((size.folder / "models").iterdir()) == folders
-    learning.learner(size, tiny_dataset, 20, 0)
+    learning.learner(size, tiny_dataset, 0.2, 0)
     assert len(list((size.folder / "models").iterdir())) == 2
 
 
@@ -239,10 +243,10 @@ def test_figures_and_the_readme_s_table(tried, rows, tmp_path, monkeypatch):
     mine = [s.row for s in tried[0]]
     record(worth.NOTEBOOK, get_size("tiny"), 0, mine, split="uncontained")
     record(worth.NOTEBOOK, get_size("tiny"), 1, mine[:3])
-    assert worth.recorded("tiny")["seed"].nunique() == 1
+    assert largest_run(worth.NOTEBOOK, "tiny")["seed"].nunique() == 1
     text = learning_table("tiny")
     assert text.count("\n") == 7 and "| success | 20 % |" in text
-    for frame in (rows, worth.recorded("tiny")):
+    for frame in (rows, largest_run(worth.NOTEBOOK, "tiny")):
         table = worth.values(frame)
         figures = [learning_plots.accuracies(frame), learning_plots.relative_values(table)]
         figures.append(learning_plots.against_operations(frame))

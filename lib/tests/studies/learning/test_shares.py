@@ -10,7 +10,7 @@ import pytest
 from citypaths.data.batches import Batches
 from citypaths.files import DataFileError
 from citypaths.training.loop import TrainSettings, train
-from studies.learning.shares import Share, halves, in_share
+from studies.learning.study import Share, halves, in_share
 
 
 def pairs(rows) -> set[tuple[int, int]]:

@@ -14,8 +14,9 @@ from citypaths.models import build
 from citypaths.models.base import nats
 from citypaths.models.check import assert_consistent
 from citypaths.training.loop import TrainSettings, train
-from studies.memory import Cached, KeyValueCache, fit, states_of
-from studies.memory.cache import familiarity
+from studies.memory import Cached, KeyValueCache, fit
+from studies.memory.cache import states_of
+from studies.memory.mixture import familiarity
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +70,13 @@ def test_all_neighbours_are_the_full_kernel(cache, model, queries):
 
 
 @pytest.mark.parametrize("k", [1, 5, 300])
-@pytest.mark.parametrize("owned", [False, True])
-def test_blocks_and_slices_decide_nothing(cache, model, queries, monkeypatch, k, owned):
+def test_blocks_and_slices_decide_nothing(cache, model, queries, monkeypatch, k):
     states = states_of(model, batch_of(queries.rows))[0].flatten(0, 1)[:40]
-    asked = cache.owners[torch.arange(40) * 7] if owned else None
-    whole = cache.nearest(states, k, asked)
+    whole = cache.nearest(states, k)
     for name, value in {"FEW": 0, "PIECE": 256, "STATES": 7}.items():
-        monkeypatch.setattr(f"studies.memory.nearest.{name}", value)
+        monkeypatch.setattr(f"studies.memory.cache.{name}", value)
     assert len(cache) % 32, "the last block is not full"
-    near, rows = cache.nearest(states, k, asked)
+    near, rows = cache.nearest(states, k)
     torch.testing.assert_close(near, whole[0], atol=1e-6, rtol=0)
     unit = torch.nn.functional.normalize(states, dim=-1)
     torch.testing.assert_close((unit[:, None] * cache.keys[rows]).sum(-1), near)
@@ -85,18 +84,19 @@ def test_blocks_and_slices_decide_nothing(cache, model, queries, monkeypatch, k,
 
 
 def test_leave_one_out(cache, model, stored):
-    """What is stored finds itself first, unless it is left out."""
-    batch = batch_of_paths(stored.take(np.arange(8)))
+    """What is stored finds itself first, unless its own rows are left out."""
+    some = stored.take(np.arange(8))
+    batch = batch_of_paths(some)
     real = batch.labels >= 0
     states = states_of(model, batch)[0][real]
-    owner = torch.arange(8)[:, None].expand_as(real)[real]
     near, _ = cache.nearest(states, 1)
     assert (near > 1 - 1e-4).all()
-    _, rows = cache.nearest(states, 3, owner)
-    assert (cache.owners[rows] != owner[:, None]).all()
+    left = familiarity(model, cache, some, owners=np.arange(8))
+    for i in range(8):
+        others = familiarity(model, cache.rows(cache.owners != i), some.take(np.array([i])))
+        assert left[i] == pytest.approx(others[0], abs=1e-6)
     only = cache.rows(cache.owners == 0)
-    nothing = only.predict(states[:3], model.cities, 9.0, 4, torch.zeros(3, dtype=torch.int64))
-    assert not nothing.any()
+    assert familiarity(model, only, some.take(np.array([0])), owners=[0])[0] == -np.inf
 
 
 def test_the_mixture(cache, model, queries):
@@ -133,13 +133,6 @@ def test_fit_is_the_best_of_a_grid(cache, model, queries):
     assert best.weight > 0, "other paths help a model that was trained briefly"
 
 
-def test_fit_leaves_each_path_out_of_its_own_answer(cache, model, stored):
-    some = stored.take(np.arange(40))
-    _, cheated = fit(model, cache, some)
-    _, honest = fit(model, cache, some, owners=np.arange(40))
-    assert cheated[80.0, 0.9] < 0.2 < honest[80.0, 0.9]
-
-
 def test_familiarity_tells_stored_paths_from_new_ones(cache, model, stored, queries):
     seen = familiarity(model, cache, stored.take(np.arange(60)))
     new = familiarity(model, cache, queries.rows.paths)
@@ -149,7 +142,7 @@ def test_familiarity_tells_stored_paths_from_new_ones(cache, model, stored, quer
 
 def test_closed_hops_leave_the_store(cache, model):
     origin, value = cache.origins[:1], cache.values[:1]
-    left = cache.without_hops(origin, value, model.cities)
+    left = cache.without_hops(torch.stack([origin, value], 1), model.cities)
     gone = (cache.origins == origin) & (cache.values == value)
     assert len(left) == len(cache) - int(gone.sum()) and gone.any()
     again = left.joined(cache.rows(gone))

@@ -10,7 +10,8 @@ import torch
 from citypaths import decoding
 from citypaths.data.batches import batch_of
 from citypaths.data.shards import Rows
-from citypaths.judging.ledger import COLUMNS
+from citypaths.judging.floors import stored_hops
+from citypaths.judging.ledger import COLUMNS, _check
 from citypaths.judging.queries import Queries
 from citypaths.lab import mean_loss
 from citypaths.map.graph import build_graph
@@ -18,17 +19,7 @@ from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths as follow
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.training.loop import TrainSettings, train
-from studies.memory import (
-    Cached,
-    Hops,
-    KeyValueCache,
-    Roads,
-    fit,
-    novelty,
-    own_attempts,
-    remembering,
-    rerouting,
-)
+from studies.memory import Cached, KeyValueCache, Roads, fit, remembering, rerouting
 from studies.memory import figures as memory_plots
 from studies.memory.editing import Edit, closed, closing
 
@@ -67,21 +58,18 @@ def fitted(model, paths, valid):
 
 
 def test_paths_for_so_many_hops(paths):
-    some = remembering.some_paths(paths, 500, seed=3)
+    some = remembering.some_paths(paths, 500)
     hops = paths.lengths[some] - 1
     assert hops[:-1].sum() < 500 <= hops.sum() and len(np.unique(some)) == len(some)
-    more = remembering.some_paths(paths, 900, seed=3)
+    more = remembering.some_paths(paths, 900)
     assert (more[: len(some)] == some).all(), "a smaller store is part of a larger one"
     assert len(remembering.some_paths(paths, 10**9)) == len(paths)
 
 
 def test_a_larger_store_helps_more(model, paths, valid, test):
-    table = remembering.size_table(model, paths, (300, 6000), valid, test, k=32)
+    table = remembering.size_table(model, paths, (300, 6000), valid, test)
     assert table["nats alone"].nunique() == 1
     assert table["nats"].iloc[1] < table["nats"].iloc[0] <= table["nats alone"].iloc[0] + 0.01
-    layers = remembering.layer_table(model, paths, 2000, valid, test, k=32)
-    assert list(layers.index) == ["recurrent", "head", "both"]
-    assert (layers["nats"] < layers["nats alone"]).all()
 
 
 def test_cheaper_retrieval(fitted, test):
@@ -103,13 +91,13 @@ def test_reads_cause_the_answers(fitted, test, model):
     assert table.loc["reads", "nats"] < table.loc["reads blanked", "nats"]
     assert table.loc["reads swapped", "nats"] > table.loc["reads blanked", "nats"]
     assert table.loc["reads swapped", "success"] < table.loc["reads", "success"] - 0.05
-    swapped = remembering.swapped_values(fitted.cache)
-    assert swapped.values.bincount().tolist() == fitted.cache.values.bincount().tolist()
-    assert (swapped.values != fitted.cache.values).float().mean() > 0.9
+    swapped = remembering.swapped_values(fitted.store)
+    assert swapped.values.bincount().tolist() == fitted.store.values.bincount().tolist()
+    assert (swapped.values != fitted.store.values).float().mean() > 0.9
 
 
 def test_scores_with_and_without(trained, fitted, test):
-    scored = remembering.score_cached(test, "gru", trained, {"cache": fitted})
+    scored = remembering.score_cached(test, "gru", trained, fitted)
     assert [s.row["method"] for s in scored] == [
         "greedy",
         "beam 8",
@@ -123,10 +111,10 @@ def test_scores_with_and_without(trained, fitted, test):
 
 def test_what_arrived(model, test):
     attempts = test.decode(decoding.draw, model, n=6, checked_by=test.graph, seed=1)
-    good = own_attempts.arrived(attempts, test)
+    good = remembering.arrived(attempts, test)
     last = attempts.paths.tokens[attempts.paths.offsets[1:] - 1]
     assert (good == (last == test.rows.target[attempts.query])).all() and 0 < good.mean() < 1
-    best = own_attempts.arrived(attempts, test, shortest=True)
+    best = remembering.arrived(attempts, test, shortest=True)
     assert (best <= good).all()
     assert set(attempts.query[best]) == set(attempts.query[good])
     km = {i: [] for i in range(len(test))}
@@ -139,7 +127,7 @@ def test_what_arrived(model, test):
 
 
 def test_own_attempts_cost_what_they_take(trained, test, valid):
-    scored = own_attempts.score_attempts(test, valid, "gru", trained, (4,))
+    scored = remembering.score_attempts(test, valid, "gru", trained, 4)
     stored, shortest, best = (s.row for s in scored)
     assert stored["lookups"] == shortest["lookups"] == best["lookups"] > 0
     assert stored["inference_flops"] > best["inference_flops"]
@@ -148,12 +136,12 @@ def test_own_attempts_cost_what_they_take(trained, test, valid):
 
 
 def test_auc_by_hand():
-    assert novelty.auc(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == (1 + 0.5 + 1 + 1) / 4
-    assert novelty.auc(np.array([0.0]), np.array([1.0, 2.0])) == 0.0
+    assert remembering.auc(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == (1 + 0.5 + 1 + 1) / 4
+    assert remembering.auc(np.array([0.0]), np.array([1.0, 2.0])) == 0.0
 
 
 def test_novelty(model, paths, test):
-    table = novelty.novelty_table(model, paths, 3000, test)
+    table = remembering.novelty_table(model, paths, 3000, test)
     assert table.loc["a stored path, itself", "AUC"] > 0.99
     assert table.loc["a training path, left out", "AUC"] < table.loc["a stored path, itself", "AUC"]
     assert table.loc["part of a stored path", "AUC"] > 0.5
@@ -201,26 +189,30 @@ def found(paths: Paths):
 
 
 def test_the_figure_of_closures(test, trained, paths):
-    families = rerouting.weights_only(test, "gru", trained)[:1]
-    families += [rerouting.stitched(Hops.of([paths], len(test.graph)))]
-    frame = rerouting.reroute(closing(test, (0.05, 0.2), range(2)), families)
-    fig = memory_plots.after_closures(frame)
-    assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == list(
-        memory_plots.GROUPS
-    )
+    methods = rerouting.weights_only(test, "gru", trained)[:1]
+    methods += [rerouting.stitched(stored_hops(test.graph, [paths]))]
+    frame = rerouting.reroute(closing(test, (0.05, 0.2), range(2)), methods)
+    fig = memory_plots.after_closures(frame, [each.label for each in methods])
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes]
+    assert titles == list(memory_plots.GROUPS)
     labels = [t.get_text() for t in fig.axes[1].get_legend().get_texts()]
     assert labels == ["greedy (gru)", "stitched hops"]
     plt.close(fig)
+    rows = rerouting.records(frame[frame["hit"]], methods, "closures", "path hit")
+    for row in rows:
+        _check(row)
+    assert [(row["method"], row["share"]) for row in rows] == [
+        ("greedy", 0.05), ("stitched hops", 0.05), ("greedy", 0.2), ("stitched hops", 0.2),
+    ]  # fmt: skip
 
 
 def test_a_cache_on_roads(fitted, test, paths):
     """Memories compose: a mixture restricted to stored hops is the mixture on those hops."""
-    hops = Hops.of([paths], len(test.graph))
+    hops = stored_hops(test.graph, [paths])
     batch = batch_of(test.rows.take(np.arange(5)))
     with torch.no_grad():
         both, mix = Roads(fitted, hops)(batch).exp(), fitted(batch).exp()
-    ends = hops.table[int(batch.cities[0, 0])]
-    ends = ends[ends < len(test.graph)]
+    ends = hops.neighbours(int(batch.cities[0, 0]))
     expected = mix[0, 0, ends] / mix[0, 0, ends].sum()
     torch.testing.assert_close(both[0, 0, ends], expected, atol=1e-5, rtol=1e-3)
-    assert isinstance(fitted, Cached) and isinstance(fitted.cache, KeyValueCache)
+    assert isinstance(fitted, Cached) and isinstance(fitted.store, KeyValueCache)

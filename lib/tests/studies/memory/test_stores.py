@@ -1,4 +1,4 @@
-"""Layers of keys, cheaper retrieval, and stores that one query alone may read."""
+"""Cheaper retrieval, and stores that one query alone may read."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ from citypaths.judging.queries import Queries
 from citypaths.models import build
 from citypaths.models.base import nats
 from citypaths.models.check import assert_consistent
-from studies.memory import (
-    Cached,
-    KeyValueCache,
-    Private,
-    Probed,
-    Truncated,
-    fit,
-    fit_private,
-    recall,
-    rounded,
-    states_of,
-)
-from studies.memory.cache import familiarity
-from studies.memory.keys import keys_of
+from studies.memory import Cached, KeyValueCache, Private, Probed, Truncated, fit
+from studies.memory.cache import rounded, states_of
+from studies.memory.mixture import familiarity
+from studies.memory.remembering import OWN_THETAS, OWN_WEIGHTS, recall
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +44,28 @@ def clustered(rows: int = 400, width: int = 12, seed: int = 0) -> KeyValueCache:
     return KeyValueCache(F.normalize(keys, dim=-1), numbers % 5, numbers % 7, numbers)
 
 
-@pytest.mark.parametrize(("layer", "width"), [("head", 16), ("recurrent", 16), ("both", 32)])
-def test_layers(model, stored, queries, layer, width):
+def test_a_key_is_the_state_before_the_head(model, stored, queries):
     batch = batch_of(queries.rows)
     with torch.no_grad():
-        states, logits = states_of(model, batch, layer)
+        states, logits = states_of(model, batch)
         torch.testing.assert_close(logits, model(batch))
         goal = model.inputs.goal(batch.target)[:, None]
-        inner = model.inputs.city(batch.cities) + goal
-        outer = model.rnn(inner)[0]
-    expected = {"head": outer, "recurrent": inner, "both": torch.cat([inner, outer], -1)}
-    torch.testing.assert_close(states, expected[layer])
-    cache = KeyValueCache.of(model, stored, layer=layer)
-    assert cache.keys.shape == ((stored.lengths - 1).sum(), width) and cache.layer == layer
-    assert cache.rows(torch.arange(3)).joined(cache).layer == layer
+        torch.testing.assert_close(states, model.rnn(model.inputs.city(batch.cities) + goal)[0])
+    cache = KeyValueCache.of(model, stored)
+    assert cache.keys.shape == ((stored.lengths - 1).sum(), 16)
+    assert cache.numbers == 17 * len(cache)
     cached = Cached(model, cache, theta=10.0, weight=0.5, k=8)
     assert_consistent(cached, batch, tolerance=1e-4)
-    assert cached.flops_per_step() == model.flops_per_step() + 2 * width * len(cache)
+    assert cached.flops_per_step() == model.flops_per_step() + 2 * 16 * len(cache)
 
 
-def test_layers_that_do_not_fit(model, stored, queries, tennessee):
-    batch = batch_of(queries.rows)
-    with pytest.raises(ValueError, match="not 'tail'"), keys_of(model, "tail"):
-        pass
-    with pytest.raises(ValueError, match="no rnn"):
-        states_of(build("transformer", tennessee, width=8), batch, "recurrent")
-    looped = build("rnn", tennessee, width=8, loops=2)
+def test_a_head_called_more_than_once_gives_no_key(model, queries, monkeypatch):
+    batch, head = batch_of(queries.rows), model.head
+    monkeypatch.setattr(
+        model, "forward", lambda batch: [head(torch.zeros(2, 16)), head(torch.zeros(1, 16))]
+    )
     with pytest.raises(ValueError, match="once for all steps"):
-        states_of(looped, batch, "both")
-    one, other = (KeyValueCache.of(model, stored, layer=x) for x in ("head", "recurrent"))
-    with pytest.raises(ValueError, match="do not compare"):
-        one.joined(other)
+        states_of(model, batch)
 
 
 def test_all_probes_and_all_directions_are_exact():
@@ -112,18 +93,18 @@ def test_fewer_probes_find_less_and_cost_less():
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 60), st.integers(0, 5))
 def test_probed_rows_are_true_rows(centroids, probes, k, seed):
-    """Whatever is probed: similarities are exact, in order, no row twice, owners left out."""
+    """Whatever is probed: similarities are exact, in order, and no row comes twice."""
     cache = clustered(50, 4, seed)
     store = Probed(cache, centroids, min(probes, centroids), seed)
     assert sorted(torch.cat(list(store.lists)).tolist()) == list(range(50))
-    near, rows = store.nearest(cache.keys[:10], k, owners=torch.arange(10))
+    near, rows = store.nearest(cache.keys[:10], k)
     real = near > float("-inf")
     cosine = (cache.keys[:10, None] * cache.keys[rows]).sum(-1)
     torch.testing.assert_close(near[real], cosine[real], atol=1e-5, rtol=0)
     assert (near[:, 1:] <= near[:, :-1] + 1e-6).all()
     for i in range(10):
         mine = rows[i][real[i]].tolist()
-        assert len(set(mine)) == len(mine) and i not in mine
+        assert len(set(mine)) == len(mine)
 
 
 def test_recall_by_hand():
@@ -153,57 +134,57 @@ def own(model, queries):
     return KeyValueCache.of(model, queries.rows.paths.take(held), owners=held)
 
 
-def ends(queries):
-    return queries.rows.source, queries.rows.target
+@pytest.fixture(scope="module")
+def private(queries, own):
+    return Private(own, queries.rows.source, queries.rows.target)
 
 
-def test_a_query_reads_its_own_rows_alone(model, queries, own):
+def test_a_query_reads_its_own_rows_alone(model, queries, private):
     batch = batch_of(queries.rows)
-    private = Private(model, own, *ends(queries), theta=300.0, weight=1.0)
     with torch.no_grad():
-        out, alone = private(batch).exp(), model(batch).softmax(-1)
+        out = Cached(model, private, theta=300.0, weight=1.0)(batch).exp()
+        alone = model(batch).softmax(-1)
     real = batch.labels >= 0
     right = out.gather(-1, batch.labels.clamp_min(0)[..., None])[..., 0]
     told = torch.arange(len(queries)) % 3 > 0
     assert right[told][real[told]].min() > 0.99
     torch.testing.assert_close(out[~told], alone[~told], atol=1e-6, rtol=1e-4)
-    assert_consistent(
-        Private(model, own, *ends(queries), theta=9.0, weight=0.5), batch, tolerance=1e-4
-    )
+    assert_consistent(Cached(model, private, theta=9.0, weight=0.5), batch, tolerance=1e-4)
 
 
-def test_a_private_store_is_a_cache_of_its_rows(model, queries, own):
+def test_a_private_store_is_a_cache_of_its_rows(model, queries, own, private):
     """The same answers as a cache that holds one query's rows and nothing else."""
-    private = Private(model, own, *ends(queries), theta=7.0, weight=0.6)
+    mixed = Cached(model, private, theta=7.0, weight=0.6)
     for i in (1, 4):
         batch = batch_of(queries.rows.take(np.array([i])))
         alone = Cached(model, own.rows(own.owners == i), theta=7.0, weight=0.6, k=10**6)
-        torch.testing.assert_close(private(batch), alone(batch), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed(batch), alone(batch), atol=1e-5, rtol=1e-4)
 
 
-def test_a_query_without_a_store(model, queries, own, tiny_dataset):
-    private = Private(model, own, *ends(queries), theta=7.0, weight=0.6)
+def test_a_query_without_a_store(model, private, tiny_dataset):
+    mixed = Cached(model, private, theta=7.0, weight=0.6)
     other = batch_of(tiny_dataset.rows("test").take(np.arange(5)))
     with torch.no_grad():
-        torch.testing.assert_close(private(other), model(other).log_softmax(-1))
+        torch.testing.assert_close(mixed(other), model(other).log_softmax(-1))
 
 
-def test_fit_private_is_the_best_of_a_grid(model, queries, own):
-    best = fit_private(model, own, *ends(queries), queries.rows.paths)
+def test_fit_of_a_private_store_is_the_best_of_a_grid(model, queries, private):
+    best, table = fit(model, private, queries.rows.paths, OWN_THETAS, OWN_WEIGHTS)
     batch = batch_of(queries.rows)
     loss = {}
     with torch.no_grad():
-        for theta, weight in ((5.0, 0.0), (80.0, 0.99), (best["theta"], best["weight"])):
-            private = Private(model, own, *ends(queries), theta=theta, weight=weight)
-            loss[theta, weight] = float(nats(private(batch), batch))
-    assert min(loss, key=lambda pair: loss[pair]) == (80.0, 0.99) == (best["theta"], best["weight"])
+        for theta, weight in ((5.0, 0.0), (80.0, 0.99), (best.theta, best.weight)):
+            mixed = Cached(model, private, theta=theta, weight=weight)
+            loss[theta, weight] = float(nats(mixed(batch), batch))
+            assert table[theta, weight] == pytest.approx(loss[theta, weight], rel=1e-4, abs=1e-6)
+    assert min(loss, key=lambda pair: loss[pair]) == (80.0, 0.99) == (best.theta, best.weight)
 
 
-def test_private_flops(model, queries, own):
-    private = Private(model, own, *ends(queries), theta=7.0, weight=0.6)
-    assert private.flops_per_step() == model.flops_per_step() + round(2 * 16 * len(own) / 30)
+def test_private_flops(model, own, private):
+    mixed = Cached(model, private, theta=7.0, weight=0.6)
+    assert mixed.flops_per_step() == model.flops_per_step() + round(2 * 16 * len(own) / 30)
     with pytest.raises(ValueError, match="weight"):
-        Private(model, own, *ends(queries), theta=7.0, weight=1.1)
+        Cached(model, private, theta=7.0, weight=1.1)
 
 
 def test_familiarity_leaves_a_path_out_of_its_own_store(model, stored):

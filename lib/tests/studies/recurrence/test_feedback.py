@@ -145,10 +145,9 @@ def test_a_scan_has_no_second_derivative(graph):
 # Memory
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk": 4}])
-@pytest.mark.parametrize("more", [{"endpoints": "prefix"}, {"loops": 3}])
-def test_decodes_as_it_trains(graph, options, more):
-    assert_consistent(made(graph, **options | more), drawn(11), 1e-10)
+@pytest.mark.parametrize("options", [{"endpoints": "prefix"}, {"loops": 3}])
+def test_decodes_as_it_trains(graph, options):
+    assert_consistent(made(graph, **options), drawn(11), 1e-10)
 
 
 def test_the_order_of_memories_matters(graph):
@@ -191,47 +190,7 @@ def test_the_top_of_a_step_reaches_the_lowest_layer_of_the_next(graph):
     close(lowest(), alone)
 
 
-# Chunks and sweeps
-
-
-def causal(model: FeedbackTransformer, x: Tensor) -> Tensor:
-    """A transformer of the same layers: strictly causal, each layer its own keys and values."""
-    steps, heads = x.shape[1], model.heads
-    gap = (torch.arange(steps)[:, None] - torch.arange(steps)).to(x.dtype)
-    bias = -model.log_slope.exp()[:, None, None] * gap
-    bias = torch.cat([torch.zeros(heads, steps, 1), bias.masked_fill(gap <= 0, -torch.inf)], -1)
-    null = model.null.expand(len(x), -1, -1, -1)
-    for block in model.blocks:
-        key, value = model.to_memory(model.norm_memory(x)).chunk(2, -1)
-        query = block.query(block.norm_attention(x))
-        q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (query, key, value))
-        k, v = (
-            torch.cat([n[:, :, None], y], 2) for n, y in zip(null.unbind(1), (k, v), strict=True)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        x = x + block.out(mixed.transpose(1, 2).flatten(2))
-        x = x + block.down(torch.relu(block.up(block.norm_feed(x))))
-    return model.norm(x)
-
-
-def test_a_chunk_as_long_as_the_path_is_a_transformer(graph):
-    inputs = torch.randn(3, 7, 16, dtype=torch.float64)
-    for chunk in (7, 12):
-        model = made(graph, chunk=chunk)
-        close(model.encode(inputs, 1), causal(model, inputs))
-    model = made(graph, chunk=6)
-    assert (model.encode(inputs, 1) - causal(model, inputs))[:, 6].abs().max() > 1e-3
-
-
-def test_chunks_start_with_the_first_step(graph):
-    """Memory of all layers reaches the next chunk, not the next step."""
-    inputs = torch.randn(2, 9, 16, dtype=torch.float64)
-    model = made(graph, chunk=3)
-    states = model.encode(inputs, 1)
-    with torch.no_grad():
-        model.mix += torch.randn(4)
-    changed = (model.encode(inputs, 1) - states).abs().amax((0, 2)) > 1e-6
-    assert changed.tolist() == [False] * 3 + [True] * 6
+# Sweeps
 
 
 def test_sweeps_make_one_more_step_exact_each(graph):
@@ -242,27 +201,25 @@ def test_sweeps_make_one_more_step_exact_each(graph):
         close(swept[:, :count], exact[:, :count])
         if count < 3:
             assert (swept - exact)[:, count].abs().max() > 1e-6
-    looped = model.sweeps(batch, 6, loops=2)
-    close(looped[:, :3], model(batch, loops=2)[:, :3])
+    looped = made(graph, loops=2)
+    close(looped.sweeps(batch, 6)[:, :3], looped(batch)[:, :3])
     with pytest.raises(ValueError, match="sweep"):
         model.sweeps(batch, 0)
-    with pytest.raises(ValueError, match="chunks"):
-        made(graph, chunk=2).sweeps(batch, 1)
 
 
-def test_sweeps_needed_measure_recurrence(graph):
-    model, batch = made(graph), drawn(12)
-    assert 3 < model.sweeps_needed(batch, 1e-9) <= 12
-    assert model.sweeps_needed(batch, 1e9) == 1
-    assert model.sweeps_needed(batch, 0.0) == 12
+def test_sweeps_measure_how_far_back_recurrence_reaches(graph):
+    """With the prefix and two loops a city, 12 cities are 26 steps; the last takes 26 sweeps."""
+    batch = drawn(12)
     prefixed = made(graph, endpoints="prefix", loops=2)
-    assert prefixed.sweeps_needed(batch, 0.0) == 26
+    close(prefixed.sweeps(batch, 26), prefixed(batch))
+    assert (prefixed.sweeps(batch, 3) - prefixed(batch)).abs().max() > 1e-9
+    model = made(graph)
     only_layer(model, 0)  # nothing of a layer is remembered: one sweep is enough
-    assert model.sweeps_needed(batch, 1e-9) == 1
+    close(model.sweeps(batch, 1), model(batch))
 
 
 def test_wrong_settings(graph):
-    for wrong in ({"heads": 3}, {"chunk": 0}, {"loops": 0}):
+    for wrong in ({"heads": 3}, {"loops": 0}):
         with pytest.raises(ValueError):
             build("feedback", graph, **SMALL | wrong)
 

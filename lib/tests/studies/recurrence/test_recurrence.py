@@ -90,11 +90,11 @@ def test_trained_arms_are_loaded_again_and_decode_as_they_train(trained, size, d
 def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries):
     dial = recurrence.turn_the_dial(queries.first(8), trained, 16)
     rows = pd.DataFrame([s.row for s in dial])
-    counts = rows[rows["seed"] == 1].groupby("model")["budget"].agg(list)
+    counts = rows[rows["seed"] == 1].groupby("model")["loops"].agg(list)
     assert counts["transformer"] == [1] and counts["feedback"] == [1, 2, 4, 8]
     assert all(counts[name] == [1, 2, 4, 8, 16] for name in ("looped-sampled", "act", "ponder"))
     assert set(rows.columns) <= set(COLUMNS) and len(rows) == 2 * sum(map(len, counts))
-    cost = rows[rows["model"] == "looped-sampled"].groupby("budget")["inference_flops"].min()
+    cost = rows[rows["model"] == "looped-sampled"].groupby("loops")["inference_flops"].min()
     assert cost[16] > cost[1]
     own = recurrence.run(queries, "looped-sampled", trained["looped-sampled", 0], 0)
     same = recurrence.run(queries, "looped-sampled", trained["looped-sampled", 0], 0, loops=4)
@@ -115,10 +115,10 @@ def as_scored(rows: list[dict]) -> list[Scored]:
 
 
 def test_margins_are_paired_by_seed():
-    plain = [{"model": "transformer", "seed": s, "budget": 1, "success": 0.5} for s in range(3)]
+    plain = [{"model": "transformer", "seed": s, "loops": 1, "success": 0.5} for s in range(3)]
     loops = [(2, (0.4, 0.5, 0.6)), (8, (0.60, 0.62, 0.64))]
     turned = [
-        {"model": "looped", "seed": s, "budget": b, "success": x}
+        {"model": "looped", "seed": s, "loops": b, "success": x}
         for b, each in loops
         for s, x in enumerate(each)
     ]
@@ -154,7 +154,7 @@ def test_long_queries_are_longer_than_anything_trained_on(size, dataset):
     long_ones = recurrence.longest(half, hops)
     assert len(long_ones) > 5 and long_ones.rows.hops.min() >= np.quantile(hops, 0.95)
     scored = recurrence.extrapolate(size, half, long_ones, ["gru", "looped-sampled"], [0])
-    assert [s.row["budget"] for s in scored] == [1, 4, 16] * 2
+    assert [s.row["loops"] for s in scored] == [1, 4, 16] * 2
     names = [s.row["model"] for s in scored]
     assert names[::3] == ["gru", "gru-raw"] and names[-1] == "looped-sampled-raw"
 
@@ -166,7 +166,7 @@ def test_figures_of_loops_show_every_arm(trained, queries):
     assert shown == set(dial["model"])
     for ax, column in zip(fig.axes, ("success", "hard_success", "loss"), strict=True):
         line = next(x for x in ax.lines if x.get_label() == "act")
-        expected = dial[dial["model"] == "act"].groupby("budget")[column].mean()
+        expected = dial[dial["model"] == "act"].groupby("loops")[column].mean()
         np.testing.assert_allclose(line.get_ydata(), expected)
     model = trained["looped-sampled", 0].model
     assert len(loop_plots.routes_by_loops(model, queries, (1, 2, 4, 8), "k").axes) == 4

@@ -101,7 +101,7 @@ def rows(tiny_dataset):
 @pytest.fixture(scope="module")
 def networks(tennessee):
     torch.manual_seed(3)
-    conductor = build("conductor", tennessee, width=8, layers=3, coordinates="raw")
+    conductor = build("conductor", tennessee, width=8)
     return conductor.eval(), build("rnn", tennessee, width=8)
 
 
@@ -157,8 +157,6 @@ def test_a_missed_waypoint_is_put_in_and_a_missed_target_is_not(chain):
     found = conduct(Exact(onward), lost, [0], [4], 4, rounds=1)
     assert lists(found[0]) == [[0, 1, 2, 3, 4]]
     assert lists(found[1]) == [[0, 1, 1, 1, 1]], "stuck at 1 for four hops; the rest is cut"
-    found = conduct(Exact(onward), lost, [0], [4], 4, rounds=1, checked_by=chain)
-    assert lists(found[1]) == [[0, 1, 2, 3, 4]] and found[1].lookups[0] > found[0].lookups[0]
     late = Perfect(onward, blocked=(3, 4))
     assert lists(conduct(Exact(onward), late, [0], [4], 5, rounds=0)[0]) == [[0, 1, 2, 3, 3, 3]]
 
@@ -225,22 +223,18 @@ def test_no_query_and_malformed_input(networks):
     with pytest.raises(ValueError, match="rounds are 0 or more"):
         conduct(conductor, filler, [0], [1], 5, rounds=-1)
     with pytest.raises(ValueError, match="max_hops at least 1"):
-        conduct(conductor, filler, [0], [1], 0)
+        conduct(conductor, filler, [0], [1], 0, rounds=1)
     with pytest.raises(ValueError, match="2 sources but 1 targets"):
-        conduct(conductor, filler, [0, 1], [1], 5)
+        conduct(conductor, filler, [0, 1], [1], 5, rounds=1)
 
 
 # The network
 
 
 def test_operations(tennessee):
-    for options in ({}, {"coordinates": "raw"}, {"tied": False, "layers": 1}, {"layers": 3}):
-        conductor = build("conductor", tennessee, width=8, **options)
-        ends = torch.tensor([3]), torch.tensor([9])
-        assert counted_flops(lambda: conductor(*ends)) == conductor.flops_per_step()  # noqa: B023
-        assert conductor(*ends).shape == (1, len(tennessee) + 1)
-    with pytest.raises(ValueError, match="at least one hidden layer"):
-        build("conductor", tennessee, layers=0)
+    conductor, ends = build("conductor", tennessee, width=8), (torch.tensor([3]), torch.tensor([9]))
+    assert counted_flops(lambda: conductor(*ends)) == conductor.flops_per_step()
+    assert conductor(*ends).shape == (1, len(tennessee) + 1)
     assert "conductor" not in registered()
 
 

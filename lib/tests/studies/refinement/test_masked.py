@@ -19,16 +19,10 @@ from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
 from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
-from studies.refinement import Plan, refine_masked
-from studies.refinement.masked import Masked, lowest
-from studies.refinement.rounds import Canvas, read_out
+from studies.refinement import masked, refine_masked
+from studies.refinement.masked import Masked, lowest, read_out
 
-SMALL = {"width": 16, "heads": 2, "layers": 2, "slots": 48}
-PLANS = (
-    {"rounds": 3},
-    {"rounds": 2, "lengths": 3},
-    {"rounds": 1, "redraws": 3, "temperature": 0.7, "seed": 3},
-)
+SMALL = {"width": 16, "layers": 2, "slots": 48}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +68,7 @@ def test_every_slot_sees_every_other_and_both_ends(model):
 def by_loops(model, source: int, target: int, tokens: list[int]) -> np.ndarray:
     """The logits [S, V] of one path, its attention summed slot by slot."""
     city = model.inputs.embedding.weight
-    hops, heads = len(tokens), model.layers[0].block.attention.heads
+    hops, heads = len(tokens), model.layers[0].attention.heads
     draft = model.straight(
         *(torch.tensor([x]) for x in (source, target)), hops + 1, torch.tensor([hops])
     )
@@ -84,8 +78,8 @@ def by_loops(model, source: int, target: int, tokens: list[int]) -> np.ndarray:
         own = model.unknown if token == model.mask else city[token]
         place = model.from_start.weight[t] + model.from_end.weight[hops - t]
         x.append(own + known + place + city[draft[0, t]] @ model.as_draft.weight.T)
-    for layer in model.layers:
-        block, attention = layer.block, layer.block.attention
+    for block in model.layers:
+        attention = block.attention
         normed = [block.norm_attention(v) for v in x]
         parts = [attention.qkv(v).view(3, heads, -1) for v in normed]
         cos, sin = attention.rotary.known
@@ -116,14 +110,13 @@ def test_the_network_is_what_plain_loops_compute(model):
 
 
 def test_operations(tennessee):
-    for options in ({}, {"coordinates": "raw"}, {"tied": False}):
-        model = build("masked", tennessee, **SMALL | options).eval()
-        source, target, tokens, hops = filled(model, count=1)
-        counted = counted_flops(lambda: model(source, target, tokens, hops))  # noqa: B023
-        assert counted == model.flops_per_pass(np.array([9]))[0]
-        counted = counted_flops(lambda: model.length_logits(source, target))  # noqa: B023
-        assert counted == model.length_flops
-        assert model.flops_per_step() == model.flops_per_pass(np.array([48]))[0] // 48
+    model = build("masked", tennessee, **SMALL).eval()
+    source, target, tokens, hops = filled(model, count=1)
+    counted = counted_flops(lambda: model(source, target, tokens, hops))
+    assert counted == model.flops_per_pass(np.array([9]))[0]
+    counted = counted_flops(lambda: model.length_logits(source, target))
+    assert counted == model.length_flops
+    assert model.flops_per_step() == model.flops_per_pass(np.array([48]))[0] // 48
     assert "masked" not in registered()
 
 
@@ -220,7 +213,7 @@ class Oracle(Masked):
     """Knows the shortest paths; unsure and wrong about the middle while every slot is hidden."""
 
     def __init__(self, graph, doubtful: bool = False) -> None:
-        super().__init__(graph, slots=48, width=8, heads=1, layers=1)
+        super().__init__(graph, slots=48, width=8, layers=1)
         trees = shortest_path_trees(graph, np.arange(len(graph)))
         self.onward, self.doubtful = trees.next_city.T.astype(np.int64), doubtful
 
@@ -248,7 +241,7 @@ class Oracle(Masked):
 @pytest.mark.parametrize("doubtful", [False, True])
 def test_an_oracle_needs_one_round(tennessee, rows, doubtful):
     oracle = Oracle(tennessee, doubtful)
-    found = refine_masked(oracle, rows.source, rows.target, 60, rounds=1)
+    found = refine_masked(oracle, rows.source, rows.target, 60, rounds=1, lengths=1)
     optimal = [
         judge(tennessee, rows.source, rows.target, rows.km, f.paths)["optimal"].mean()
         for f in found
@@ -256,19 +249,27 @@ def test_an_oracle_needs_one_round(tennessee, rows, doubtful):
     assert optimal[1] == 1 and (optimal[0] < 0.3 if doubtful else optimal[0] == 1)
 
 
-def plain(model, source: int, target: int, max_hops: int, rounds: int) -> list[list[int]]:
-    """Mask-predict with one length, one query, slots in lists: the path after each round."""
+def plain(
+    model, source: int, target: int, max_hops: int, rounds: int, lengths: int
+) -> list[list[int]]:
+    """Mask-predict, one query and length after the other, slots in lists: the path each round."""
     ends = torch.tensor([source]), torch.tensor([target])
-    hops = int(model.length_logits(*ends)[0, :max_hops].argmax()) + 1
-    free, slots = list(range(hops - 1)), [model.mask] * (hops - 1) + [target]
-    sure, out = [0.0] * hops, []
-    for done in range(rounds + 1):
-        count = math.ceil((1 - done / (rounds + 1)) * len(free) - 1e-6)
-        hidden = sorted(free, key=lambda i: sure[i])[:count]
-        tokens = torch.tensor([[model.mask if i in hidden else c for i, c in enumerate(slots)]])
-        log_p = model(*ends, tokens, torch.tensor([hops]))[0].detach().log_softmax(-1)
-        for i in hidden:
-            sure[i], slots[i] = float(log_p[i].max()), int(log_p[i].argmax())
+    log_p = model.length_logits(*ends)[0].detach().log_softmax(-1)[:max_hops]
+    best = [(math.inf, [])] * (rounds + 1)
+    for hops in (1 + log_p.argsort(descending=True)[:lengths]).tolist():
+        free, slots = list(range(hops - 1)), [model.mask] * (hops - 1) + [target]
+        sure = [0.0] * hops
+        for done in range(rounds + 1):
+            count = math.ceil((1 - done / (rounds + 1)) * len(free) - 1e-6)
+            hidden = sorted(free, key=lambda i: sure[i])[:count]
+            tokens = torch.tensor([[model.mask if i in hidden else c for i, c in enumerate(slots)]])
+            guess = model(*ends, tokens, torch.tensor([hops]))[0].detach().log_softmax(-1)
+            for i in hidden:
+                sure[i], slots[i] = float(guess[i].max()), int(guess[i].argmax())
+            energy = -sum(sure) - float(log_p[hops - 1])
+            best[done] = min(best[done], (energy, list(slots)))
+    out = []
+    for _, slots in best:
         path = [source]
         for city in slots:
             if path[-1] == target or len(path) > max_hops:
@@ -278,29 +279,32 @@ def plain(model, source: int, target: int, max_hops: int, rounds: int) -> list[l
     return out
 
 
-def test_rounds_are_plain_mask_predict(model, rows):
-    found = refine_masked(model, rows.source, rows.target, 20, rounds=3)
-    guess = refine_masked(model, rows.source, rows.target, 20, rounds=0)
+@pytest.mark.parametrize("lengths", [1, 4])
+def test_rounds_are_plain_mask_predict(model, rows, lengths):
+    """Of several lengths the most probable path is taken, its length counted in."""
+    found = refine_masked(model, rows.source, rows.target, 20, rounds=3, lengths=lengths)
+    guess = refine_masked(model, rows.source, rows.target, 20, rounds=0, lengths=lengths)
     assert len(found) == 4 and len(guess) == 1 and lists(guess[0]) == lists(found[0])
     for i, (a, b) in enumerate(zip(rows.source.tolist(), rows.target.tolist(), strict=True)):
-        assert [lists(f)[i] for f in found] == plain(model, a, b, 20, 3)
+        assert [lists(f)[i] for f in found] == plain(model, a, b, 20, 3, lengths)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_rounds_cost_their_passes_and_are_the_same_in_any_batch(model, rows, plan):
-    args = model, rows.source, rows.target, 15
+@pytest.mark.parametrize("rounds, lengths", [(3, 1), (2, 3)])
+def test_rounds_cost_their_passes_and_are_the_same_in_any_batch(
+    model, rows, rounds, lengths, monkeypatch
+):
+    args, plan = (model, rows.source, rows.target, 15), {"rounds": rounds, "lengths": lengths}
     found = refine_masked(*args, **plan)
-    planned, redraws = plan["rounds"], plan.get("redraws", 0)
-    assert len(found) == 1 + planned + redraws
-    passes = [1 + r for r in range(planned + 1)]
-    passes += [passes[-1] + 2 + 3 * (r + 1) for r in range(redraws)]  # two judge what there is
+    assert len(found) == 1 + rounds
     costs = np.array([f.flops for f in found])
     per_pass = (costs[1] - costs[0])[None]
-    assert np.allclose(costs, model.length_flops + per_pass * np.array(passes)[:, None])
+    passes = np.arange(1, rounds + 2)
+    assert np.allclose(costs, model.length_flops + per_pass * passes[:, None])
     for f in found:
         for path, a, b in zip(lists(f), rows.source, rows.target, strict=True):
             assert path[0] == a and path[-1] == b and len(path) <= 16
-    again = refine_masked(*args, batch=7, **plan)
+    monkeypatch.setattr(masked, "BATCH", 7)
+    again = refine_masked(*args, **plan)
     alone = refine_masked(model, rows.source[:1], rows.target[:1], 15, **plan)
     for a, b, c in zip(found, again, alone, strict=True):
         assert lists(a) == lists(b) and np.array_equal(a.flops, b.flops)
@@ -311,54 +315,10 @@ def test_one_pass_costs_what_torch_counts(model, rows):
     for i in range(0, len(rows), 9):
         args = model, rows.source[i : i + 1], rows.target[i : i + 1], 24
         found = []
-        counted = counted_flops(lambda: found.extend(refine_masked(*args, rounds=1)))  # noqa: B023
+        counted = counted_flops(
+            lambda: found.extend(refine_masked(*args, rounds=1, lengths=1))  # noqa: B023
+        )
         assert counted == found[-1].flops[0]
-
-
-def noisy(model, rows, seed: int) -> Canvas:
-    """A canvas of random cities, which an untrained model can better."""
-    plan = Plan(rounds=0, redraws=8, seed=seed)
-    canvas = Canvas.start(model, rows.source, rows.target, 24, plan)
-    draw = torch.Generator().manual_seed(0)
-    random = torch.randint(0, model.cities, canvas.tokens.shape, generator=draw)
-    canvas.tokens = torch.where(canvas.free, random, canvas.tokens)
-    return canvas
-
-
-def test_a_change_is_kept_only_when_the_pseudo_likelihood_rises(model, rows):
-    with torch.inference_mode():
-        canvas, other = noisy(model, rows, 2), noisy(model, rows, 3)
-        energies, tokens = [], []
-        for done in range(1, 9):
-            canvas.redraw(done)
-            other.redraw(done)
-            energies.append(canvas.energy)
-            tokens.append(canvas.tokens)
-        assert not torch.equal(canvas.tokens, other.tokens), "the seed decides"
-        falls = -torch.stack(energies).diff(dim=0)
-        changed = (torch.stack(tokens).diff(dim=0) != 0).any(-1)
-        assert changed.any() and (falls[~changed] == 0).all() and (falls[changed] > 0).all()
-        for i in range(0, len(rows), 6):  # the energy by hand: each half from the other
-            hops, way = int(canvas.hops[i]), canvas.tokens[i, : int(canvas.hops[i])]
-            total = -float(canvas.prior[i])
-            for odd in (0, 1):
-                hidden = [t for t in range(hops - 1) if t % 2 == odd]
-                given = way.clone()
-                given[hidden] = model.mask
-                ends = canvas.source[i : i + 1], canvas.target[i : i + 1]
-                log_p = model(*ends, given[None], torch.tensor([hops]))[0].log_softmax(-1)
-                total -= sum(float(log_p[t, way[t]]) for t in hidden)
-            assert float(canvas.energy[i]) == pytest.approx(total, abs=1e-3)
-
-
-def test_more_lengths_never_choose_a_less_probable_path(model, rows):
-    with torch.inference_mode():
-        energies = []
-        for lengths in (1, 4):
-            canvas = Canvas.start(model, rows.source, rows.target, 24, Plan(lengths=lengths))
-            canvas.predict(1.0)
-            energies.append(canvas.energy.view(-1, lengths).amin(1))
-    assert (energies[1] <= energies[0] + 1e-4).all() and (energies[1] < energies[0] - 1e-3).any()
 
 
 def test_read_out_by_hand():
@@ -372,20 +332,21 @@ def test_read_out_by_hand():
 
 
 def test_no_hop_costs_nothing_and_no_query_gives_none(model):
-    found = refine_masked(model, [3, 3], [3, 8], 9, rounds=1)
+    found = refine_masked(model, [3, 3], [3, 8], 9, rounds=1, lengths=1)
     assert lists(found[1])[0] == [3] and found[1].flops[0] == 0 < found[1].flops[1]
-    none = refine_masked(model, [], [], 9, rounds=1)
+    none = refine_masked(model, [], [], 9, rounds=1, lengths=1)
     assert [len(f.paths) for f in none] == [0, 0]
 
 
 def test_malformed_input(model, tennessee, rows):
-    for options in ({"rounds": -1}, {"redraws": -1}, {"lengths": 0}, {"temperature": 0}):
+    plan = {"rounds": 1, "lengths": 1}
+    for wrong in ({"rounds": -1}, {"lengths": 0}):
         with pytest.raises(ValueError, match="rounds of 0 or more"):
-            refine_masked(model, [0], [1], 5, **options)
+            refine_masked(model, [0], [1], 5, **plan | wrong)
     with pytest.raises(ValueError, match="max_hops is at least 1"):
-        refine_masked(model, [0], [1], 0)
+        refine_masked(model, [0], [1], 0, **plan)
     with pytest.raises(ValueError, match="2 sources but 1 targets"):
-        refine_masked(model, [0, 1], [1], 5)
+        refine_masked(model, [0, 1], [1], 5, **plan)
     with pytest.raises(ValueError, match="at least one slot"):
         build("masked", tennessee, slots=0)
     tight = build("masked", tennessee, **SMALL | {"slots": 3})
@@ -400,14 +361,14 @@ def test_it_learns_paths_by_heart(tennessee, tiny_dataset):
     rows = tiny_dataset.rows("train")
     rows = rows.take(np.flatnonzero(rows.hops <= 8)[::30][:20])
     torch.manual_seed(0)
-    options = {"slots": 8, "width": 32, "layers": 1, "heads": 2}
+    options = {"slots": 8, "width": 32, "layers": 1}
     model, batch = build("masked", tennessee, **options), batch_of(rows)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(120):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
-    found = refine_masked(model, rows.source, rows.target, 12, rounds=2)
+    found = refine_masked(model, rows.source, rows.target, 12, rounds=2, lengths=1)
     right = [
         np.mean([a == b.tolist() for a, b in zip(lists(f), rows.paths, strict=True)]) for f in found
     ]

@@ -14,6 +14,7 @@ from test_conductor import START, STEP, Perfect
 
 from citypaths.decoding import LOST, Likelihood, greedy
 from citypaths.judging.ledger import COLUMNS
+from citypaths.judging.methods import Method
 from citypaths.judging.metrics import judge
 from citypaths.judging.queries import Queries
 from citypaths.map.paths import Found, Paths
@@ -136,9 +137,9 @@ def test_repairing_what_has_no_hop(chain):
 @pytest.fixture(scope="module")
 def scored(queries, gru, tennessee):
     torch.manual_seed(2)
-    masked = as_trained(build("masked", tennessee, slots=48, width=8, heads=1, layers=1))
+    masked = as_trained(build("masked", tennessee, slots=48, width=8, layers=1))
     conductor, trained = as_trained(build("conductor", tennessee, width=8)), as_trained(gru)
-    rows = refining.masked_rounds(queries, masked, "gru", trained, 2, lengths=2)
+    rows = refining.masked_rounds(queries, masked, "gru", trained, 2)
     rows += refining.conductor_rounds(queries, conductor, "gru", trained, 2)
     return rows + refining.segment_rounds(queries, "gru", trained, 2, 0)
 
@@ -192,9 +193,8 @@ def test_the_query_shown_is_won_over_the_rounds(queries):
     rounds[0][win] = rounds[0][idle] = ends[win]
     for i in range(3):
         rounds[i][idle] = [ends[idle], ways[idle][:2], ends[idle]][i]
-    scored = refining.score_rounds(
-        queries, [found_of(paths) for paths in rounds], **refining.names_of("m", "m")
-    )
+    method = Method(name="m", family="refinement", regime="closed_book")
+    scored = refining.score_rounds(queries, [found_of(paths) for paths in rounds], method)
     assert refining.converging(scored) == win, "one that changed more often but lost is not shown"
     fig = refine_plots.over_rounds(queries, scored, win)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes]
@@ -213,8 +213,10 @@ def test_figures(scored, searched):
     plt.close(fig)
     fig = refine_plots.against_flops(scored, searched)
     labels = [ax.get_legend_handles_labels()[1] for ax in fig.axes]
-    assert all(names[-1] == "gru, searched" for names in labels)
-    assert labels[1][:-1] == ["masked, repaired", "segments, exact length"]
+    assert all(names[-3:] == ["gru, greedy", "gru, beam", "gru, best of N"] for names in labels)
+    assert labels[1][:-3] == ["masked, repaired", "segments, exact length"]
+    shown = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert sorted(shown) == sorted({*labels[0], *labels[1]})
     plt.close(fig)
 
 

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from citypaths.data.batches import Batch
 from citypaths.map.graph import build_graph
 from citypaths.models import build
-from citypaths.models.cache import Cache
-from citypaths.models.transformer import CONTEXT, Rotary, run
-from studies.recurrence.halting import (
+from citypaths.models.check import assert_consistent
+from citypaths.models.transformer import CONTEXT
+from studies.recurrence.looped import (
     SLACK,
     act_weights,
     geometric_log_prior,
@@ -28,7 +28,7 @@ from studies.recurrence.halting import (
     kl_divergence,
 )
 
-PLAIN = {"width": 16, "heads": 2, "prelude": 0, "coda": 0}
+PLAIN = {"width": 16, "heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +96,10 @@ def test_act_freezes_a_city_that_has_halted(graph, batch):
 
 def test_act_pays_for_loops_and_remainders(graph, batch):
     """The cost alone sets two losses apart; its gradient goes through the remainder."""
-    cheap, dear = (made("act", graph, loops=6, ponder_cost=c, **PLAIN).train() for c in (0.0, 1.0))
+    cheap, dear = (made("act", graph, loops=6, **PLAIN).train() for _ in range(2))
+    cheap.ponder_cost, dear.ponder_cost = 0.0, 1.0
     extra = (dear.loss(batch) - cheap.loss(batch)).item()
-    injected = run(dear.prelude, dear.embed(batch))[0]
-    _, spent, remainder, _ = dear.halted(injected, None, 6, False)
+    _, spent, remainder, _ = dear.halted(dear.embed(batch), None, 6)
     assert extra == pytest.approx((spent + remainder).mean().item(), rel=1e-4)
     grads = []
     for model in (cheap, dear):
@@ -136,12 +136,14 @@ def test_divergence_from_the_prior_is_never_negative(logits, rate):
 
 def test_pondernet_weighs_the_losses_of_its_loops(graph, batch):
     """The objective against one written out loop by loop, with probabilities and no logarithms."""
-    model = made("ponder", graph, loops=3, beta=0.5, **PLAIN).train()
+    model = made("ponder", graph, loops=3, **PLAIN).train()
+    model.beta = 0.5
     nn.init.normal_(model.halt.weight)
-    state, injected = model.first_state(model.embed(batch)), model.embed(batch)
+    inputs = model.embed(batch)
+    state = torch.zeros_like(inputs)
     rates, losses = [], []
     for _ in range(3):
-        state, _ = model.loop(state, injected, None)
+        state, _ = model.loop(state, inputs, None)
         rates.append(torch.sigmoid(model.halt(state)[..., 0]))
         logits = model.head(model.norm(state))
         losses.append(F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none"))
@@ -153,7 +155,9 @@ def test_pondernet_weighs_the_losses_of_its_loops(graph, batch):
 
 
 def test_pondernet_halts_where_half_would_have(graph, batch):
-    model = made("ponder", graph, loops=8, prior=0.2, **PLAIN)
+    model = made("ponder", graph, loops=8, **PLAIN)
+    assert (model.loops_spent(batch) == 2).all()  # 1 - 0.7^2 is the first above one half
+    nn.init.constant_(model.halt.bias, float(torch.tensor(0.2).logit()))
     assert (model.loops_spent(batch) == 4).all()  # 1 - 0.8^4 is the first above one half
     assert (model.loops_spent(batch, 3) == 3).all()
 
@@ -163,42 +167,31 @@ def test_pondernet_halts_where_half_would_have(graph, batch):
 
 @pytest.mark.parametrize("loops", [1, 3])
 def test_loops_are_layers_with_the_same_weights(loops, graph, batch):
-    options = {"injection": "none", "normalise": False, "core": 2}
-    looped = made("looped", graph, loops=loops, **PLAIN, **options).double()
-    stack = made("transformer", graph, width=16, heads=2, layers=2 * loops).double()
-    shared = {k: v for k, v in looped.state_dict().items() if not k.startswith("core")}
-    for i in range(2 * loops):
-        block = looped.core[i % 2].state_dict()
-        shared |= {f"blocks.{i}.{k}": v for k, v in block.items()}
+    looped = made("top_recurrent", graph, loops=loops, **PLAIN).double()
+    stack = made("transformer", graph, width=16, heads=2, layers=loops).double()
+    shared = {k: v for k, v in looped.state_dict().items() if not k.startswith("block")}
+    for i in range(loops):
+        shared |= {f"blocks.{i}.{k}": v for k, v in looped.block.state_dict().items()}
     stack.load_state_dict(shared)
     torch.testing.assert_close(looped(batch), stack(batch), atol=1e-12, rtol=0)
 
 
 def test_one_loop_of_added_input_is_one_layer(graph, batch):
-    looped = made("looped", graph, loops=1, injection="add", normalise=False, **PLAIN)
+    looped = made("looped", graph, loops=1, **PLAIN)
+    looped.settle = nn.Identity()
     layer = made("transformer", graph, width=16, heads=2, layers=1)
     layer.load_state_dict(
-        {k.replace("core.", "blocks."): v for k, v in looped.state_dict().items()}
+        {k.replace("block.", "blocks.0."): v for k, v in looped.state_dict().items()}
     )
     torch.testing.assert_close(looped(batch), layer(batch))
 
 
-@pytest.mark.parametrize("name", ["looped", "top_recurrent"])
-def test_unrolled_ends_where_forward_does(name, graph, batch):
-    model = made(name, graph, width=16, heads=2)
-    with torch.no_grad():
-        states = list(model.unrolled(model.embed(batch), 5))
-        for count in (1, 3, 5):
-            torch.testing.assert_close(model.head(states[count - 1]), model(batch, count))
-
-
 def test_injection_keeps_the_input_in_many_loops(graph, batch):
-    """Without it, what the first loop saw fades; with it, every loop's state depends on it."""
+    """Every loop's state depends on it, and many loops keep the state's size."""
+    model, order = made("looped", graph, **PLAIN), torch.tensor([1, 0, 2, 3, 4])
     with torch.no_grad():
-        for injection in ("add", "concat"):
-            model = made("looped", graph, injection=injection, **PLAIN)
-            a, b = (model.states(x, 60) for x in (batch, batch.take(torch.tensor([1, 0, 2, 3, 4]))))
-            assert (a[0] - b[0]).norm(dim=-1).min() > 0.1 and a.norm(dim=-1).max() < 100
+        a, b = (model.states(x, 60) for x in (batch, batch.take(order)))
+        assert (a[0] - b[0]).norm(dim=-1).min() > 0.1 and a.norm(dim=-1).max() < 100
 
 
 def test_loops_are_drawn_from_the_range_while_training(graph):
@@ -216,21 +209,21 @@ def test_gradients_are_cut_to_the_last_loops(graph, batch):
     """As many as there are is no cut; fewer equal a state handed over without its past."""
 
     def gradients(**options):
-        model = made("looped", graph, loops=4, width=16, heads=2, **options)
+        model = made("looped", graph, loops=4, **PLAIN, **options)
         model.loss(batch).backward()
         return {n: p.grad for n, p in model.named_parameters()}
 
     full, all_four, cut = gradients(), gradients(backprop=4), gradients(backprop=2)
     for name in full:
         torch.testing.assert_close(all_four[name], full[name])
-    assert not torch.allclose(cut["core.0.up.weight"], full["core.0.up.weight"], rtol=1e-3)
+    assert not torch.allclose(cut["block.up.weight"], full["block.up.weight"], rtol=1e-3)
 
-    model = made("looped", graph, loops=4, width=16, heads=2)
-    injected = run(model.prelude, model.embed(batch))[0]
-    state = model.first_state(injected)
+    model = made("looped", graph, loops=4, **PLAIN)
+    inputs = model.embed(batch)
+    state = torch.zeros_like(inputs)
     for loop in range(4):
-        state = model.loop(state.detach() if loop == 2 else state, injected, None)[0]
-    logits = model.head(model.norm(run(model.coda, state)[0]))
+        state = model.loop(state.detach() if loop == 2 else state, inputs, None)[0]
+    logits = model.head(model.norm(state))
     F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten()).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(cut[name], parameter.grad)
@@ -244,8 +237,9 @@ def test_noise_is_fresh_in_training_and_repeats_in_decoding(graph, batch):
 
 
 def test_the_steadiest_of_several_starts_is_taken(graph, batch):
-    model = made("looped", graph, noise=1.0, loops=3, starts=4, **PLAIN)
-    inputs = model.embed(batch)
+    model = made("looped", graph, noise=1.0, loops=3, **PLAIN)
+    one, inputs = model.core_flops(3), model.embed(batch)
+    model.starts = 4
     with torch.no_grad():
         states, moved = [], []
         for start in range(4):
@@ -258,13 +252,18 @@ def test_the_steadiest_of_several_starts_is_taken(graph, batch):
         assert len(best.unique()) > 1
         expected = torch.stack(states).gather(0, best[None, ..., None].expand(1, -1, -1, 16))[0]
         torch.testing.assert_close(model.states(batch), model.norm(expected))
-    assert model.core_flops(3) == 4 * made("looped", graph, loops=3, noise=1.0, **PLAIN).core_flops(
-        3
-    )
+    assert model.core_flops(3) == 4 * one
+
+
+@pytest.mark.parametrize("endpoints", ["every_step", "prefix"])
+def test_several_starts_decode_as_they_score(endpoints, graph, batch):
+    model = made("looped", graph, noise=0.5, loops=3, endpoints=endpoints, **PLAIN)
+    model.starts = 3
+    assert_consistent(model, batch)
 
 
 def test_top_recurrence_learns_from_every_loop(graph, batch):
-    model = made("top_recurrent", graph, width=16, heads=2, layers=2, loops=3)
+    model = made("top_recurrent", graph, loops=3, **PLAIN)
     each = [model.loss(batch, loops).detach() for loops in (1, 2, 3)]
     assert len({round(float(x), 6) for x in each}) == 3
     torch.testing.assert_close(model.train().loss(batch), torch.stack(each).mean())
@@ -287,11 +286,6 @@ def test_no_loops_at_all_are_refused(name, graph, batch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"core": 0}, "at least one layer"),
-        ({"injection": "multiply"}, "none, add or concat"),
-        ({"injection": "none", "backprop": 2}, "without injection"),
-        ({"starts": 2}, "more than one with noise"),
-        ({"starts": 99, "noise": 1.0}, "1 to 16 starts"),
         ({"sampled": (3, 2)}, "fewest, most"),
         ({"heads": 3}, "do not divide"),
     ],
@@ -306,11 +300,11 @@ def test_settings_that_contradict_each_other_are_refused(options, message, graph
     [
         ("transformer", {"layers": 2}),
         ("looped", {"loops": 3}),
-        ("looped", {"loops": 6, "backprop": 2, "injection": "add"}),
-        ("looped", {"sampled": (5, 5), "prelude": 0, "noise": 0.1}),
-        ("top_recurrent", {"layers": 2, "loops": 3}),
+        ("looped", {"loops": 6, "backprop": 2}),
+        ("looped", {"sampled": (5, 5), "noise": 0.1}),
+        ("top_recurrent", {"loops": 3}),
         ("act", {"loops": 4}),
-        ("ponder", {"loops": 4, "coda": 1}),
+        ("ponder", {"loops": 4}),
     ],
 )
 def test_training_costs_what_torch_counts(name, options, graph):
@@ -335,50 +329,9 @@ def test_mean_cost_of_sampled_loops(graph):
     assert fixed[3] - fixed[2] == pytest.approx(step / 3)
 
 
-def test_halting_models_refuse_what_they_cannot_do(graph):
-    with pytest.raises(ValueError, match="neither sampled loops"):
-        build("act", graph, sampled=(1, 3))
-
-
 def test_longer_loops_leave_shorter_ones_untouched(graph, batch):
     """The dial is an argument: turning it changes no weight and no later call."""
     model = made("looped", graph, width=16, heads=2)
     before = model(batch)
     model(batch, 9), model(replace(batch, target=batch.source), 2)
     assert torch.equal(model(batch), before)
-
-
-# Positions and caches
-
-
-def test_positions_are_turned_alike_within_and_beyond_the_table():
-    """Products of turned vectors depend on how far apart they are, however far along the path."""
-    rotary, (a, b) = Rotary(8, places=10), torch.randn(2, 8)
-    near = [float(rotary(a[None], i) @ rotary(b[None], i + 3).T) for i in (0, 5, 9, 40)]
-    np.testing.assert_allclose(near, near[0], atol=1e-5)
-    assert abs(float(rotary(a[None], 0) @ rotary(b[None], 4).T) - near[0]) > 1e-3
-    whole = rotary(a.expand(20, 8))
-    torch.testing.assert_close(whole[15], rotary(a[None], 15)[0])
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.booleans())
-def test_a_cache_never_changes_whatever_is_appended_to_others(parents, graded):
-    """Any tree of continuations: each cache holds its own path, in place or copied."""
-    grown = [Cache.of(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1, 1))]
-    expected = [[0.0]]
-    with torch.set_grad_enabled(graded):
-        for number, parent in enumerate(parents, 1):
-            parent %= len(grown)
-            new = torch.full((2, 1, 1, 1), float(number))
-            grown.append(grown[parent].append(new, -new))
-            expected.append([*expected[parent], float(number)])
-    for cache, path in zip(grown, expected, strict=True):
-        assert cache.keys[1, 0, :, 0].tolist() == path
-        assert (-cache.values)[0, 0, :, 0].tolist() == path
-
-
-def test_a_cache_takes_whole_groups_of_rows():
-    keys = torch.arange(6.0).view(6, 1, 1, 1)
-    taken = Cache.of(keys, keys, group=2).take(torch.tensor([2, 0]))
-    assert taken.keys.flatten().tolist() == [4, 5, 0, 1] and taken.group == 2
