@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from citypaths.data.batches import batch_of
 from citypaths.data.dataset import Dataset, make_dataset, open_dataset
 from citypaths.data.splits import Split, recipe_for
 from citypaths.data.workers import Where
-from citypaths.files import DataFileError, atomic_write, project_root, records_dir
+from citypaths.files import DataFileError, atomic_write, digest, project_root, records_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
 from citypaths.models import PathModel
-from citypaths.sizes import Size, digest
-from citypaths.training.loop import Evaluate, Trained, TrainSettings, train
+from citypaths.sizes import Size
+from citypaths.training.loop import Evaluate, Trained, train
+from citypaths.training.recipes import Recipe, recipe
 
 
 def device() -> torch.device:
@@ -78,12 +78,6 @@ def size_dataset(
     return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
 
 
-def arm_settings(arm: str) -> dict[str, Any]:
-    """Return the model settings of an arm written as cell-width, such as "gru-128"."""
-    cell, width = arm.split("-")
-    return {"cell": cell, "width": int(width), "tied": True}
-
-
 def mean_loss(model: PathModel, queries: Queries, loops: int | None = None) -> float:
     """Return the cross-entropy in nats a hop on the shortest paths of queries, teacher-forced."""
     where, total = next(model.parameters()).device, 0.0
@@ -108,33 +102,25 @@ def watch(queries: Queries) -> Evaluate:
 def train_arm(
     size: Size,
     dataset: Dataset,
-    label: str,
-    settings: TrainSettings,
-    model_settings: dict[str, Any],
+    arm: str | Recipe,
+    seed: int,
     evaluate: Evaluate | None = None,
-    name: str = "rnn",
+    **changes: Any,
 ) -> Trained:
-    """Train (or load) one arm in its `arm_folder`.
+    """Train (or load) an arm of `citypaths.training.recipes`, or by a recipe of your own.
 
-    `name` is the model's in `citypaths.models`. How many processes train decides nothing.
+    Its folder is named after everything that decides the outcome; the number of processes does not.
+
+    Args:
+        changes: fields of the arm's `Recipe`; `settings` are added to its own.
     """
-    folder = arm_folder(size, dataset, label, settings, model_settings, name)
-    return train(name, dataset, folder, settings, model_settings, evaluate, device())
-
-
-def arm_folder(
-    size: Size,
-    dataset: Dataset,
-    label: str,
-    settings: TrainSettings,
-    model_settings: dict[str, Any],
-    name: str = "rnn",
-) -> Path:
-    """Return the folder of a trained arm, named after everything that decides its outcome."""
+    chosen = (recipe(size, arm) if isinstance(arm, str) else arm).changed(**changes)
+    settings, model = chosen.training(dataset.graph, seed), {**chosen.settings, **chosen.variant}
     trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    decides = {"model": model_settings, "train": trained, "data": dataset.recipe.to_json()}
-    decides |= {} if name == "rnn" else {"name": name}
-    return size.folder / "models" / f"{label}-seed{settings.seed}-{digest(decides)}"
+    decides = {"name": chosen.model, "model": model, "train": trained}
+    key = digest(decides | {"data": dataset.recipe.to_json()})
+    folder = size.folder / "models" / f"{chosen.arm.replace(', ', '-')}-seed{seed}-{key}"
+    return train(chosen.model, dataset, folder, settings, model, evaluate, device())
 
 
 def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:

@@ -134,28 +134,6 @@ def draw_route(
     ax.set_title(title, fontsize=10)
 
 
-def draw_tree(graph: CityGraph, fan: Sequence[np.ndarray], km: np.ndarray, ax: Axes) -> None:
-    """Draw paths from one city as a tree, their ends coloured by length in km [paths]."""
-    for path in fan:
-        ax.plot(graph.lon[path], graph.lat[path], color=FAMILY["shortest"], lw=0.6, alpha=0.5)
-    ends = np.array([path[-1] for path in fan])
-    dots = ax.scatter(graph.lon[ends], graph.lat[ends], c=km, s=10, cmap="viridis_r", zorder=3)
-    plt.colorbar(dots, ax=ax, label="shortest path (km)", shrink=0.7, pad=0.02)
-
-
-def hop_histogram(hops: np.ndarray, ax: Axes, ylabel: str) -> None:
-    """Draw how many paths have so many hops."""
-    ax.hist(hops, bins=np.arange(hops.max() + 2) - 0.5, color=FAMILY["shortest"])
-    ax.set(xlabel="hops of a shortest path", ylabel=ylabel)
-
-
-def shares(x: pd.Series, share: pd.Series, counts: pd.Series, ax: Axes) -> None:
-    """Draw shares of so many queries with 95 % Wilson intervals."""
-    low, high = wilson(share * counts, counts)
-    ax.errorbar(x, share, np.abs([share - low, high - share]), fmt="o-", capsize=3)
-    ax.set(ylim=(0, 1))
-
-
 def loss_curves(histories: Mapping[str, pd.DataFrame], ax: Axes) -> None:
     """Draw validation loss against training tokens, one line a model."""
     for name, history in histories.items():

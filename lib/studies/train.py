@@ -1,4 +1,4 @@
-"""Train the arms of notebooks 03 and 04 from the command line, in one process or under torchrun.
+"""Train arms of the table of recipes from the command line, in one process or under torchrun.
 
     python -m studies.train --size small --arm gru-128 --seed 0
     python -m studies.train --size medium --arm feedback looped-sampled --seed 1
@@ -13,12 +13,15 @@ import argparse
 import json
 import sys
 
+import studies.recurrence
+import studies.refinement
+import studies.search  # noqa: F401  they register their networks
 from citypaths import lab
 from citypaths.files import DataFileError
 from citypaths.sizes import Size, get_size
+from citypaths.training import recipes
 from citypaths.training.distributed import Team, join, leave
-from citypaths.training.loop import Diverged, Trained, TrainSettings
-from studies.recurrence import study as recurrence
+from citypaths.training.loop import Diverged, Trained
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,31 +29,28 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m studies.train", description="Train arms.")
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
     main.add_argument(
-        "--arm", nargs="+", help="such as gru-128 (default: all of notebook 03) or feedback"
+        "--arm", nargs="+", help="such as gru-128 or feedback (default: all of notebook 03)"
     )
     main.add_argument("--seed", type=int, default=0)
     main.add_argument(
-        "--overrides", type=json.loads, default={}, metavar="JSON", help='{"steps": 800}'
+        "--overrides", type=json.loads, default={}, metavar="JSON", help='{"budget": 1e12}'
     )
     return main
 
 
 def train_arms(size: Size, arms: list[str], seed: int, team: Team) -> dict[str, Trained]:
-    """Train arms of a size as notebook 03 or 04 does; for 03 rank 0 watches validation queries.
+    """Train arms of a size as its notebooks do; rank 0 watches what notebook 03 watches.
 
     Raises:
         DataFileError: the size's graph or dataset is not there: a notebook makes it.
     """
     dataset = lab.size_dataset(size, lab.size_graph(size))
-    settings = TrainSettings(size.steps, size.batch_tokens, size.learning_rate, seed=seed)
-    watch = None
-    if team.first:
-        watch = lab.watch(lab.Queries.of(dataset, "valid").uncontained().first(500))
-    recurrent = recurrence.arms(size.width)
+    watch = lab.watch(lab.Queries.of(dataset, "valid").uncontained().first(500))
+    watched = recipes.arms(size, "baselines")
     return {
-        arm: recurrence.train(size, dataset, arm, seed)
-        if arm in recurrent
-        else lab.train_arm(size, dataset, arm, settings, lab.arm_settings(arm), watch)
+        arm: lab.train_arm(
+            size, dataset, arm, seed, watch if team.first and arm in watched else None
+        )
         for arm in arms
     }
 
@@ -60,10 +60,13 @@ def run(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         size = get_size(options.size, options.overrides)
+        arms = options.arm or list(recipes.arms(size, "baselines"))
+        for arm in arms:
+            recipes.recipe(size, arm)
     except ValueError as error:
         parser().error(str(error))
     team = join()
-    trained = train_arms(size, options.arm or list(size.arms), options.seed, team)
+    trained = train_arms(size, arms, options.seed, team)
     if team.first:
         for arm, done in trained.items():
             last = done.history.iloc[-1]

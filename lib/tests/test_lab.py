@@ -1,10 +1,9 @@
-"""Sizes, a size's data and queries, scores, the 2021 waterfall, and the survey of a graph."""
+"""Sizes, a size's data and queries, scores, the 2021 waterfall."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -21,12 +20,11 @@ from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
-from citypaths.sizes import SIZES, Size, digest, get_size, settings_of
-from citypaths.training.loop import TrainSettings
+from citypaths.sizes import SIZES, Size, get_size, settings_of, two_way_of
+from citypaths.training.recipes import Recipe
 from studies.baselines.waterfall import climb, rungs
-from studies.city_map.survey import draw_sample, stretch_by_city, survey, survey_distances, traffic
 
-LITTLE = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 512, "queries": 40}
+LITTLE = {"train": 1500, "valid": 80, "test": 400, "queries": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,10 +58,8 @@ def queries(dataset) -> Queries:
 def test_sizes_are_named_after_themselves():
     assert all(name == size.name for name, size in SIZES.items())
     for size in SIZES.values():
-        assert not size.waterfall or SIZES[size.waterfall].orientation == "two_way"
+        assert not size.two_way or SIZES[size.two_way].orientation == "two_way"
         assert size.states is None or all(len(state) == 2 for state in size.states)
-        for arm in (*size.arms, size.waterfall_arm):
-            assert not arm or lab.arm_settings(arm)["cell"] in ("gru", "lstm")
 
 
 def test_unknown_names_are_told_what_is_near():
@@ -80,11 +76,11 @@ def test_unknown_names_are_told_what_is_near():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("steps", "100"),
-        ("steps", None),
-        ("steps", 2.5),
-        ("steps", True),
-        ("steps", float("inf")),
+        ("batch_tokens", "100"),
+        ("batch_tokens", None),
+        ("batch_tokens", 2.5),
+        ("batch_tokens", True),
+        ("budget", float("inf")),
         ("train", [1]),
         ("connected_km", "30"),
         ("learning_rate", None),
@@ -102,10 +98,12 @@ def test_values_of_another_type_are_refused(key, value):
 
 
 def test_overrides():
-    size = get_size("small", {"steps": 7.0, "states": ["TN", "KY"], "connected_km": 32.5})
-    assert size.steps == 7 and isinstance(size.steps, int)
+    size = get_size(
+        "small", {"queries": 7.0, "seeds": 2.0, "states": ["TN", "KY"], "connected_km": 32.5}
+    )
+    assert size.queries == 7 and isinstance(size.queries, int) and size.training == {"seeds": 2}
     assert size.states == ("TN", "KY") and size.connected_km == 32.5
-    assert get_size("full", {"learning_rate": 1}).learning_rate == 1.0
+    assert get_size("full", {"budget": 1}).training == {"budget": 1.0}
     assert get_size("small", {"states": None}).states is None
     assert get_size("small") is not None and get_size("small", {}) == SIZES["small"]
     assert SIZES["small"].states == ("NC",), "the table itself is never changed"
@@ -121,7 +119,8 @@ def test_the_folder_depends_on_the_graph_and_the_data_alone(home):
     data = {"name", "states", "most_populous", "connected_km", "orientation"}
     data |= {"train", "valid", "test", "jitter", "source", "country", "path"}
     size = SIZES["tiny"]
-    other = {"orientation": "two_way", "states": ("KY",), "arms": ("gru-1",), "name": "other"}
+    other = {"orientation": "two_way", "states": ("KY",), "name": "other"}
+    other |= {"training": {"budget": 1.0}, "tries": (1,), "shares": (1,)}
     for field in fields(Size):
         old = getattr(size, field.name)
         new = other.get(field.name, old + 1 if isinstance(old, int | float) else "other")
@@ -169,6 +168,7 @@ def test_a_size_on_another_source(home):
         made = lab.size_graph(size, make=True)
         assert made.fingerprint == build_graph(towns, 30).fingerprint
         assert lab.size_graph(size).cities["county_name"].tolist() == ["Shelby"] * 4
+        assert len(lab.make_graph(two_way_of(size))) == 4
     with pytest.raises(DataFileError, match="nowhere.csv is missing"):
         lab.make_graph(replace(size, path="nowhere.csv"))
     danes = lab.size_cities(get_size("tiny", {"country": "Denmark", "states": ["17"]}))
@@ -291,36 +291,30 @@ def test_watch_is_the_loss_and_greedy_metrics(queries):
         assert watched[name] == judged[name].mean()
 
 
-def test_arms():
-    assert lab.arm_settings("lstm-32") == {"cell": "lstm", "width": 32, "tied": True}
-    for wrong in ("gru", "gru-x", "a-b-3"):
-        with pytest.raises(ValueError):
-            lab.arm_settings(wrong)
+TOY = Recipe(
+    arm="toy", model="rnn", settings={"width": 8}, budget=1e7, batch_tokens=64, learning_rate=1e-2
+)
 
 
 def test_an_arm_is_trained_once_in_a_folder_of_its_own(size, dataset):
-    settings = TrainSettings(steps=3, batch_tokens=256, evaluations=1)
-    arm = lab.arm_settings("gru-8")
-    first = lab.train_arm(size, dataset, "gru-8", settings, arm)
+    first = lab.train_arm(size, dataset, TOY, 0)
     folders = set((size.folder / "models").iterdir())
-    again = lab.train_arm(size, dataset, "gru-8", replace(settings, save_seconds=1), arm)
-    assert set((size.folder / "models").iterdir()) == folders
+    again = lab.train_arm(size, dataset, TOY, 0)
+    assert set((size.folder / "models").iterdir()) == folders and first.folder in folders
     assert again.seconds == first.seconds, "it was loaded"
-    for changed in (replace(settings, seed=1), replace(settings, clip=0.5)):
-        lab.train_arm(size, dataset, "gru-8", changed, arm)
-    lab.train_arm(size, dataset, "gru-8", settings, arm | {"softmaxes": 2})
-    assert len(set((size.folder / "models").iterdir())) == len(folders) + 3
+    lab.train_arm(size, dataset, TOY, 1)
+    for changes in ({"hindsight": 0.5}, {"settings": {"softmaxes": 2}}):
+        lab.train_arm(size, dataset, TOY, 0, **changes)
+    variant = lab.train_arm(size, dataset, TOY, 0, variant={"softmaxes": 2})
+    assert variant.steps == first.steps, "a variant takes the steps of its arm"
+    assert variant.model.settings == {"model": "rnn", "width": 8, "softmaxes": 2}
+    assert len(set((size.folder / "models").iterdir())) == len(folders) + 4
 
 
-def test_the_folder_names_the_model_unless_it_is_the_rnn(size, dataset):
-    settings, arm = TrainSettings(steps=2, batch_tokens=256, evaluations=1), {"width": 4}
+def test_the_folder_names_the_model(size, dataset):
     register("twin")(RNN)
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    decides = {"model": arm, "train": trained, "data": dataset.recipe.to_json()}
-    for name, key in (("rnn", decides), ("twin", decides | {"name": "twin"})):
-        found = lab.train_arm(size, dataset, "named", settings, arm, name=name)
-        assert found.model.settings == {"model": name} | arm
-        assert (size.folder / "models" / f"named-seed0-{digest(key)}").is_dir()
+    one, other = (lab.train_arm(size, dataset, TOY, 0, model=name) for name in ("rnn", "twin"))
+    assert other.model.settings == {"model": "twin", "width": 8} and one.folder != other.folder
 
 
 # The waterfall
@@ -338,10 +332,11 @@ def test_each_rung_changes_one_thing():
 
 
 def test_climbing_it(graph, home):
-    size = get_size("tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30})
+    size = get_size(
+        "tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30, "budget": 1e8}
+    )
     two_way = lab.size_graph(size, make=True)
-    settings = TrainSettings(steps=2, batch_tokens=256, evaluations=1)
-    table = climb(size, two_way, {"cell": "gru", "width": 8, "tied": True}, settings)
+    table = climb(size, two_way, "gru-32", 0)
     assert table["rung"].tolist() == [rung.mended for rung in rungs()]
     for rung, entry in zip(rungs(), table.to_dict("records"), strict=True):
         row = entry["row"]
@@ -353,81 +348,3 @@ def test_climbing_it(graph, home):
     assert len({row["graph"] for row in table["row"]}) == 3
     assert len(list((size.folder / "models").iterdir())) == 6
     record("waterfall", size, 0, table["row"].tolist())
-
-
-# The survey
-
-
-@pytest.fixture(scope="module", params=["eastward", "two_way"])
-def surveyed(request, place):
-    """Forty cities on a jagged grid and two far away, and all of their queries."""
-    random = np.random.default_rng(0)
-    points = [(35 + 0.1 * i, -80 + 0.1 * j) for i in range(5) for j in range(8)]
-    points = np.array(points) + random.uniform(-0.03, 0.03, (40, 2))
-    graph = build_graph(place([*points, (50, -100), (50, -100.05)]), 16, request.param)
-    return graph, draw_sample(graph, queries=10**9, targets=len(graph))
-
-
-def test_survey_against_networkx(surveyed):
-    graph, sample = surveyed
-    roads = graph.to_networkx()
-    lengths = dict(nx.all_pairs_dijkstra_path_length(roads))
-    routes = dict(nx.all_pairs_dijkstra_path(roads))
-    pairs = {(a, b) for a in routes for b in routes[a] if a != b}
-    assert set(map(tuple, sample.pairs.tolist())) == pairs
-    km = np.array([lengths[a][b] for a, b in sample.pairs.tolist()])
-    hops = np.array([len(routes[a][b]) - 1 for a, b in sample.pairs.tolist()])
-    straight = graph.distance_km(*sample.pairs.T)
-    pieces = list(nx.weakly_connected_components(roads))
-    n = len(graph)
-    figures = survey(graph, sample)
-    possible = n * (n - 1) / (1 if graph.orientation == "two_way" else 2)
-    walked = judge(graph, *sample.pairs.T, km, walk(graph, *sample.pairs.T).paths)
-    expected = {
-        "cities": n,
-        "edges": roads.number_of_edges(),
-        "mean_degree": roads.number_of_edges() / n,
-        "components": len(pieces),
-        "giant": max(map(len, pieces)) / n,
-        "reach": len(pairs) / possible,
-        "hops_mean": hops.mean(),
-        "hops_p95": np.quantile(hops, 0.95),
-        "hops_max": hops.max(),
-        "stretch": (km / straight).mean(),
-        "geo_greedy": walked["success"].mean(),
-    }
-    assert figures == pytest.approx(expected, rel=1e-6)
-
-
-def test_traffic_is_betweenness(surveyed):
-    graph, sample = surveyed
-    between = nx.betweenness_centrality(graph.to_networkx(), normalized=False, weight="weight")
-    expected = [between[i] / len(sample.pairs) for i in range(len(graph))]
-    np.testing.assert_allclose(traffic(graph, sample), expected, atol=1e-9)
-
-
-def test_stretch_by_city(surveyed):
-    graph, sample = surveyed
-    found = stretch_by_city(graph, sample)
-    straight = graph.distance_km(*sample.pairs.T)
-    far = straight > 2 * graph.connected_km
-    for city in range(len(graph)):
-        rows = far & (sample.pairs[:, 0] == city)
-        expected = (sample.km[rows] / straight[rows]).mean() if rows.any() else np.nan
-        np.testing.assert_allclose(found[city], expected, rtol=1e-9)
-
-
-def test_a_sample_is_of_about_the_size_asked_for(graph):
-    sample = draw_sample(graph, queries=500, targets=32)
-    assert len(np.unique(sample.pairs[:, 1])) <= 32
-    assert len(sample.pairs) == pytest.approx(500, rel=0.2)
-    again, other = (draw_sample(graph, queries=500, targets=32, seed=s) for s in (0, 1))
-    assert np.array_equal(sample.pairs, again.pairs)
-    assert not np.array_equal(sample.pairs[:50], other.pairs[:50])
-    assert survey(graph, sample)["hops_mean"] == (sample.paths.lengths - 1).mean()
-
-
-def test_survey_of_several_distances(graph):
-    table = survey_distances(graph.cities, [20, 30])
-    assert table.index.tolist() == [20, 30]
-    assert table.loc[20, "edges"] < table.loc[30, "edges"] == len(graph.indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def load_cities(
         CityDataError: bad data, an unknown name, or no city left; the message says which and where.
         MissingCityFile: a file is not there; the message says where to get it.
     """
-    least = _whole_people(min_population)
+    if not isinstance(min_population, Real) or not min_population >= 0 or min_population % 1:
+        message = f"min_population={min_population!r} is not a whole number of people >= 0"
+        raise CityDataError(message)
+    least = int(min_population)
     source = find_code(source, {name: name for name in SOURCES}, "source")
     places = SOURCES[source](country_code(country), path)
     if least < places.floor:
@@ -94,16 +98,6 @@ def describe_load(cities: gpd.GeoDataFrame) -> str:
     lines += [f"  {' = '.join(names)}" for names in shared["names"][:5]]
     lines += ["  ..."] * (shared["count"] > 5)
     return "\n".join([f"{about['credit']}; {about['version']}", *lines])
-
-
-def _whole_people(min_population: int) -> int:
-    try:
-        whole = int(min_population)
-        if whole == min_population >= 0:
-            return whole
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise CityDataError(f"min_population={min_population!r} is not a whole number of people >= 0")
 
 
 def _select(

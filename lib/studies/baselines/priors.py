@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from citypaths.judging.methods import Scored, score
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import Size
-from citypaths.training.loop import TrainSettings
+from citypaths.training.recipes import arms, recipe
 
 MODEL_PRIORS: dict[str, dict[str, Any]] = {
     "untied output": {"tied": False},
@@ -34,23 +33,17 @@ TRAINING_PRIORS: dict[str, dict[str, Any]] = {
 
 
 def ablate(
-    size: Size,
-    dataset: Dataset,
-    queries: Queries,
-    arm: dict[str, Any],
-    settings: TrainSettings,
-    seeds: Sequence[int] = (0, 1, 2),
+    size: Size, dataset: Dataset, queries: Queries, seeds: Sequence[int] = (0, 1, 2)
 ) -> list[Scored]:
     """Train the plain arm and each prior for every seed; return greedy, closed-book scores."""
     names = ["plain", *MODEL_PRIORS, *TRAINING_PRIORS]
-    scored = []
+    arm, scored = arms(size, "priors")[0], []
     for name in names:
         for seed in seeds:
-            model = arm | MODEL_PRIORS.get(name, {})
-            recipe = replace(settings, seed=seed, **TRAINING_PRIORS.get(name, {}))
-            trained = train_arm(size, dataset, "prior", recipe, model)
+            changes = {"variant": MODEL_PRIORS.get(name, {})} | TRAINING_PRIORS.get(name, {})
+            trained = train_arm(size, dataset, recipe(size, arm, "priors"), seed, **changes)
             found = queries.decode(decoding.greedy, trained.model)
-            columns = {"model": f"{arm['cell']}-{arm['width']}", "regime": "closed_book"}
+            columns = {"model": arm, "regime": "closed_book"}
             columns |= {"method": f"prior: {name}", "seed": seed, "budget": 1}
             columns |= {"parameters": trained.model.parameters_count}
             columns |= {"training_flops": trained.training_flops}

@@ -20,7 +20,7 @@ from citypaths.lab import size_dataset, train_arm
 from citypaths.map.graph import CityGraph, jittered, rounded
 from citypaths.map.paths import Found
 from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def decode(rung: Rung, queries: Queries, trained: Trained) -> Found:
     return queries.decode(decoder, trained.model, **options)
 
 
-def climb(
-    size: Size, graph: CityGraph, arm: dict[str, Any], settings: TrainSettings
-) -> pd.DataFrame:
+def climb(size: Size, graph: CityGraph, arm: str, seed: int) -> pd.DataFrame:
     """Train what the rungs need and return one row a rung: its label, metric, value and ledger row.
 
     `graph` is the size's two-way graph with exact lengths; every rung is judged on the graph, the
@@ -96,7 +94,7 @@ def climb(
     table = []
     for rung in rungs():
         if rung.training not in trained:
-            trained[rung.training] = _train(rung, size, graph, arm, settings)
+            trained[rung.training] = _train(rung, size, graph, arm, seed)
         model, queries = trained[rung.training]
         found = decode(rung, queries, model)
         judged = queries.judge(found)
@@ -119,13 +117,12 @@ def ledger_rows(table: pd.DataFrame, model: str) -> list[dict[str, Any]]:
 
 
 def _train(
-    rung: Rung, size: Size, graph: CityGraph, arm: dict[str, Any], settings: TrainSettings
+    rung: Rung, size: Size, graph: CityGraph, arm: str, seed: int
 ) -> tuple[Trained, Queries]:
     weighted = WEIGHTS[rung.weights](graph)
     dataset = size_dataset(size, weighted, rung.split, make=True)
     queries = Queries.of(dataset)
     queries = queries if rung.split == "ordered" else queries.uncontained()
     inputs = {"endpoints": rung.endpoints, "coordinates": rung.coordinates}
-    label = f"waterfall-{rung.weights}-{rung.split}-{rung.endpoints}-{rung.coordinates}"
-    model = train_arm(size, dataset, label, settings, arm | inputs)
+    model = train_arm(size, dataset, arm, seed, variant=inputs)
     return model, queries.first(size.queries)

@@ -22,6 +22,7 @@ from citypaths.files import reports_dir, write_bytes
 from citypaths.judging import ledger as results
 from citypaths.map.cities import load_cities
 from citypaths.sizes import Size, get_size
+from citypaths.training import recipes
 from citypaths.training.loop import Trained
 from studies.episodes import figures as episode_plots
 from studies.episodes import study
@@ -38,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m studies.episodes", description="Memories on new maps in context."
     )
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
-    main.add_argument("--arms", nargs="+", choices=list(study.ARMS), help="default: the size's")
+    main.add_argument(
+        "--arms", nargs="+", choices=list(recipes.EPISODES), help="default: the size's"
+    )
     main.add_argument("--seeds", nargs="+", type=int, help="default: as many as the size has")
     main.add_argument("--exams", type=int, help="episodes of each exam (default: the size's dial)")
     main.add_argument("--train-only", action="store_true")
@@ -88,9 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is not there, examine all, file the rows and write the page."""
     options = parser().parse_args(arguments)
     size = get_size(options.size, options.overrides)
-    seeds = options.seeds or list(range(size.seeds))
+    seeds = options.seeds or list(recipes.seeds(size))
     country, held = Atlas.of(load_cities(), "US").split()
-    arms = options.arms or size.memories or study.ARMS
+    arms = options.arms or recipes.arms(size, "episodes")
     trained = {(a, s): study.train_arm(size, country, a, s) for a in arms for s in seeds}
     if options.train_only:
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from citypaths import lab
 from citypaths.judging.ledger import arms_of
 from citypaths.judging.metrics import ledger_rates
 from citypaths.lab import device
-from citypaths.sizes import Size, digest
-from citypaths.training import loop as training
-from citypaths.training.loop import Evaluate, Trained, TrainSettings
+from citypaths.sizes import Size
+from citypaths.training.loop import Evaluate, Trained
+from citypaths.training.recipes import EPISODES_A_BATCH, recipe
 from studies.episodes.atlas import Atlas
 from studies.episodes.core import Tap, blanked, numbers_held, swapped
 from studies.episodes.exam import Answers, answer, judge, recall, walk_at_random, walk_nearest
@@ -24,40 +24,8 @@ from studies.episodes.model import EpisodeModel, Lessons
 from studies.episodes.networks import make_memory
 from studies.episodes.task import Episodes, Task, draw_episodes, varied
 
-WIDTH = 48
 PARAMETERS = 48_000  # of the memory of every arm, at most
-BATCH = 32
-RATE = 1e-2
 EXAM = 9_000  # seed of exams, which no training has
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A memory with its settings; `longer` multiplies its training steps, `rate` is of learning."""
-
-    memory: str
-    settings: Mapping[str, Any]
-    longer: int = 1
-    rate: float = RATE
-
-
-ARMS: dict[str, Arm] = {
-    "lstm": Arm("lstm", {}),
-    "transformer": Arm("transformer", {"layers": 2}),
-    "xl": Arm("xl", {"layers": 2, "segment": 16, "memory": 48}),
-    "compressive": Arm("compressive", {"layers": 2, "segment": 16, "memory": 16, "compressed": 16}),
-    "memorizing": Arm("memorizing", {"layers": 2, "segment": 16, "memory": 256}),
-    "ntm": Arm("ntm", {"slots": 32, "word": 24}),
-    "dnc": Arm("dnc", {"slots": 32, "word": 24, "heads": 2}),
-    "dnc-mended": Arm(
-        "dnc",
-        {"slots": 32, "word": 24, "heads": 2, "masked": True, "freed": True, "sharpened": True},
-    ),
-    "associative": Arm("associative", {"copies": 4}),
-    "plastic": Arm("plastic", {}, rate=5e-3),
-    "lstm, longer": Arm("lstm", {}, 4),
-    "transformer, longer": Arm("transformer", {"layers": 2}, 4),
-}
 
 
 @cache
@@ -86,29 +54,16 @@ def task_of(size: Size) -> Task:
 
 def lessons_of(size: Size, atlas: Atlas) -> Lessons:
     """Return the training episodes of a size."""
-    return Lessons(task_of(size), atlas, BATCH, least=max(4, 2 * size.map_cities // 3))
-
-
-def model_settings(arm: Arm, task: Task) -> dict[str, Any]:
-    """Return what `build("episodes", ...)` needs for an arm."""
-    own = dict(arm.settings)
-    hidden = fitted(arm.memory, WIDTH, PARAMETERS, **own)
-    more = {"width": WIDTH, "symbols": task.symbols, "hidden": hidden}
-    return {"kind": arm.memory} | more | own
+    return Lessons(task_of(size), atlas, EPISODES_A_BATCH, least=max(4, 2 * size.map_cities // 3))
 
 
 def train_arm(size: Size, atlas: Atlas, label: str, seed: int) -> Trained:
-    """Train (or load) an arm of `ARMS` on a size's episodes, watched on episodes of its own."""
-    arm, lessons = ARMS[label], lessons_of(size, atlas)
-    settings = TrainSettings(
-        size.lessons * arm.longer, learning_rate=arm.rate, seed=seed, evaluations=10
-    )
-    model = model_settings(arm, lessons.task)
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    name = digest({"model": model, "train": trained, "data": lessons.recipe.to_json()})
-    folder = size.folder / "models" / f"{label.replace(', ', '-')}-episodes-seed{seed}-{name}"
+    """Train (or load) an arm on a size's episodes, watched on episodes of its own."""
+    arm, lessons = recipe(size, label, "episodes"), lessons_of(size, atlas)
+    hidden = fitted(**arm.settings, parameters=PARAMETERS)
+    fits = {"symbols": lessons.task.symbols, "hidden": hidden}
     watch = watched(asked(varied(lessons.task, closures=0, delay=0), atlas, 64, seed=1))
-    return training.train("episodes", lessons, folder, settings, model, watch, device())
+    return lab.train_arm(size, lessons, arm, seed, watch, settings=fits)
 
 
 def cards(trained: Mapping[tuple[str, int], Trained]) -> pd.DataFrame:

@@ -18,15 +18,15 @@ from citypaths.data.splits import TRAIN, Recipe
 from citypaths.judging.floors import stored_hops
 from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, device, mean_loss
+from citypaths.lab import device, mean_loss, train_arm
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.paths import Found, Paths
 from citypaths.models import PathModel, build
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
+from citypaths.training.recipes import arms, recipe
 from studies.memory import KeyValueCache, Roads, fit
-from studies.search import exchange
 
 ALONE = "greedy"
 CACHE = "greedy + cache"
@@ -97,7 +97,7 @@ def halves(dataset: Dataset, share: float, draw: int) -> tuple[Paths, Paths]:
 
 def name_of(size: Size) -> str:
     """Return the learner's name: the smallest width of the ladder of notebook 05."""
-    return f"gru-{exchange.widths(size)[0]}"
+    return f"gru-{recipe(size, arms(size, 'learning')[0]).settings['width']}"
 
 
 def learner(size: Size, dataset: Dataset, share: float, seed: int) -> Trained:
@@ -106,12 +106,12 @@ def learner(size: Size, dataset: Dataset, share: float, seed: int) -> Trained:
     Every share takes the same number of steps, that of the ladder's rung, which is the learner of
     all. At 0 it keeps its first weights. The learning rate was not tuned to the share.
     """
-    width = exchange.widths(size)[0]
+    arm = arms(size, "learning")[0]
     if share:
         paths = dataset if share == 1 else Share.of(dataset, share, seed)
-        return exchange.train_rung(size, paths, width, seed)
+        return train_arm(size, paths, arm, seed)
     torch.manual_seed(seed)
-    model = build("rnn", dataset.graph, **arm_settings(name_of(size))).to(device())
+    model = build("rnn", dataset.graph, **recipe(size, arm).settings).to(device())
     return Trained(model, pd.DataFrame(), 0, 0, 0.0)
 
 

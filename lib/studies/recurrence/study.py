@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,84 +20,42 @@ from citypaths.judging.queries import Queries
 from citypaths.lab import mean_loss, train_arm
 from citypaths.map.graph import CityGraph
 from citypaths.models import build
-from citypaths.models.base import Coordinates, nats
+from citypaths.models.base import nats
 from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
+from citypaths.training.recipes import arms, recipe
+from studies.recurrence.feedback import FeedbackTransformer
+from studies.recurrence.looped import LoopedTransformer
 
 LOOPS = (1, 2, 4, 8, 16, 64)
+PLAIN = "transformer"  # one layer without loops, to which the others are compared
 STEADY = ("transformer", "transformer-deep", "gru", "gru-wide")  # arms that do not recur
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A model of the race.
-
-    Attributes:
-        name, settings: what `citypaths.models.build` takes.
-        remark: what sets it apart, for the table.
-        rate: factor of the size's learning rate; the better of 1 and 1/2 on validation queries of
-            `medium` at a third of the budget (the widest arm diverges at 1).
-    """
-
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    remark: str = ""
-    rate: float = 1.0
-
-
-def arms(width: int) -> dict[str, Arm]:
-    """Return the arms by label: those without loops first, then every kind of recurrence."""
-    stack, gru = {"width": width}, {"cell": "gru", "width": width, "tied": True}
-    few = stack | {"loops": 4, "sampled": (1, 8), "backprop": 4}
-    return {
-        "transformer": Arm("transformer", stack | {"layers": 1}, "one layer"),
-        "transformer-deep": Arm("transformer", stack | {"layers": 4}, "four layers"),
-        "gru": Arm("rnn", gru, "one step a city"),
-        "gru-wide": Arm("rnn", gru | {"width": 2 * width}, "twice the width", 0.5),
-        "gru-think": Arm("rnn", gru | {"loops": 4}, "four steps a city"),
-        "feedback": Arm("feedback", stack | {"layers": 1}, "attends to its own past output"),
-        "looped-fixed": Arm("looped", stack | {"loops": 4}, "always four loops"),
-        "looped-sampled": Arm("looped", few, "1 to 8 loops by chance"),
-        "looped-noise": Arm("looped", few | {"noise": 0.5}, "random start"),
-        "act": Arm("act", stack | {"loops": 8}, "halts by itself, 8 loops at most", 0.5),
-        "ponder": Arm("ponder", stack | {"loops": 4}, "halts by itself, 4 at most", 0.5),
-        "top": Arm("top_recurrent", stack | {"loops": 4}, "as in 2021", 0.5),
-    }
-
-
-def budgeted(size: Size, graph: CityGraph, arm: Arm, seed: int) -> TrainSettings:
-    """Return settings that spend the size's training FLOPs on this arm, to within one step."""
-    per_token = build(arm.name, graph, **arm.settings).training_flops_per_step
-    steps = max(1, int(size.budget / (per_token * size.budget_tokens)))
-    rate = arm.rate * size.budget_rate
-    shared = {"batch_tokens": size.budget_tokens, "learning_rate": rate}
-    return TrainSettings(steps, seed=seed, evaluations=1, **shared)
-
-
-def train(
-    size: Size, dataset: Dataset, label: str, seed: int, coordinates: Coordinates = "none"
-) -> Trained:
-    """Train (or load) an arm at the size's budget, with the cities' coordinates as inputs or not.
-
-    Coordinates cost less than a hundredth of the operations, and no step less.
-    """
-    arm = arms(size.width)[label]
-    settings = dict(arm.settings)
-    if coordinates != "none":
-        settings, label = settings | {"coordinates": coordinates}, f"{label}-{coordinates}"
-    recipe = budgeted(size, dataset.graph, arm, seed)
-    return train_arm(size, dataset, label, recipe, settings, None, arm.name)
+REMARKS = {
+    "transformer": "one layer",
+    "transformer-deep": "four layers",
+    "gru": "one step a city",
+    "gru-wide": "twice the width",
+    "gru-think": "four steps a city",
+    "feedback": "attends to its own past output",
+    "looped-fixed": "always four loops",
+    "looped-sampled": "1 to 8 loops by chance",
+    "looped-noise": "random start",
+    "act": "halts by itself, 8 loops at most",
+    "ponder": "halts by itself, 4 at most",
+    "top": "as in 2021",
+}
 
 
 def cards(size: Size, graph: CityGraph) -> pd.DataFrame:
     """Return one row an arm: what sets it apart, parameters, operations a step, training steps."""
     table = {}
-    for label, arm in arms(size.width).items():
-        model = build(arm.name, graph, **arm.settings)
-        row = {"what": arm.remark, "parameters": model.parameters_count}
+    for label in arms(size, "race"):
+        arm = recipe(size, label)
+        model = build(arm.model, graph, **arm.settings)
+        row = {"what": REMARKS.get(label, ""), "parameters": model.parameters_count}
         row |= {"FLOPs a city": model.flops_per_step()}
         row |= {"FLOPs to train on a city": model.training_flops_per_step}
-        table[label] = row | {"training steps": budgeted(size, graph, arm, 0).steps}
+        table[label] = row | {"training steps": arm.training(graph, 0).steps}
     return pd.DataFrame(table).T
 
 
@@ -117,22 +74,21 @@ def run(
 
 
 def turn_the_dial(
-    queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int = 64
+    queries: Queries, trained: Mapping[tuple[str, int], Trained], most: int
 ) -> list[Scored]:
     """Score every arm, by (label, seed), at `LOOPS` up to `most`; those without loops at 1.
 
     The feedback transformer's memory grows with every inner step, so it stops at 8.
     """
     scored = []
-    for (label, seed), model in trained.items():
-        end = 1 if label in STEADY else min(most, 8) if label == "feedback" else most
-        scored += [run(queries, label, model, seed, loops) for loops in LOOPS if loops <= end]
+    for (label, seed), arm in trained.items():
+        end = min(most, 8) if isinstance(arm.model, FeedbackTransformer) else most
+        end = 1 if label in STEADY else end
+        scored += [run(queries, label, arm, seed, loops) for loops in LOOPS if loops <= end]
     return scored
 
 
-def breadth(
-    queries: Queries, trained: Trained, seed: int, starts: Iterable[int] = (1, 2, 4, 8, 16)
-) -> list[Scored]:
+def breadth(queries: Queries, trained: Trained, seed: int, starts: Iterable[int]) -> list[Scored]:
     """Score a model with noise from several first states, the steadiest end taken city by city."""
     model, scored = trained.model, []
     for count in starts:
@@ -150,10 +106,8 @@ def over_seeds(scored: Iterable[Scored], columns: Sequence[str]) -> pd.DataFrame
     return rows.groupby(["model", "loops"], sort=False)[list(columns)].agg(["mean", "min", "max"])
 
 
-def margins(
-    own: Iterable[Scored], dial: Iterable[Scored], plain: str = "transformer"
-) -> pd.DataFrame:
-    """Return by how much each other arm's success exceeds a plain arm's, over seeds.
+def margins(own: Iterable[Scored], dial: Iterable[Scored]) -> pd.DataFrame:
+    """Return by how much each arm's success exceeds the plain one-layer arm's, over seeds.
 
     Columns: own (at the loops it was trained with, all of `own`'s queries) with low and high (95 %
     t interval over seeds; missing for one seed), and at best, with the loops that have the highest
@@ -162,26 +116,22 @@ def margins(
     own, dial = (pd.DataFrame([s.row for s in scored]) for scored in (own, dial))
     table = {}
     for label in dict.fromkeys(own["model"]):
-        if label != plain:
-            mean, half = _mean_gap(own, label, plain)
+        if label != PLAIN:
+            mean, half = _mean_gap(own, label)
+            best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
+            kept = dial[(dial["model"] == PLAIN) | (dial["loops"] == best)]
             table[label] = {"own": mean, "low": mean - half, "high": mean + half}
-            table[label] |= _at_best(dial, label, plain)
+            table[label] |= {"at best": _mean_gap(kept, label)[0], "best loops": best}
     return pd.DataFrame(table).T
 
 
-def _at_best(dial: pd.DataFrame, label: str, plain: str) -> dict[str, float]:
-    best = dial[dial["model"] == label].groupby("loops")["success"].mean().idxmax()
-    kept = dial[(dial["model"] == plain) | (dial["loops"] == best)]
-    return {"at best": _mean_gap(kept, label, plain)[0], "best loops": best}
-
-
-def _mean_gap(rows: pd.DataFrame, label: str, plain: str) -> tuple[float, float]:
+def _mean_gap(rows: pd.DataFrame, label: str) -> tuple[float, float]:
     """The mean over seeds of the difference in success, and half its 95 % t interval."""
     each = rows.pivot(index="seed", columns="model", values="success")
-    return over_few(each[label] - each[plain])
+    return over_few(each[label] - each[PLAIN])
 
 
-def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.DataFrame:
+def halting(queries: Queries, trained: Trained) -> pd.DataFrame:
     """Return where a halting model spends its loops: one row a hop of the queries' shortest paths.
 
     Columns: loops, hops to go (this one included), detour (network / great-circle km of the
@@ -190,7 +140,7 @@ def halting(queries: Queries, trained: Trained, loops: int | None = None) -> pd.
     model, rows = trained.model.eval(), queries.rows
     batch = batch_of(rows, next(model.parameters()).device)
     with torch.inference_mode():
-        spent = model.loops_spent(batch, loops)
+        spent = model.loops_spent(batch)
     real = (batch.labels >= 0).cpu().numpy()
     to_go = rows.hops[:, None] - np.arange(real.shape[1])
     detour = np.broadcast_to((rows.km / queries.straight_km)[:, None], real.shape)
@@ -205,10 +155,10 @@ def short_paths(size: Size, graph: CityGraph) -> Dataset:
     return make_dataset(graph, short, size.folder / f"spd-long-half-{graph.fingerprint[:8]}")
 
 
-def longest(dataset: Dataset, hops: np.ndarray, share: float = 0.05) -> Queries:
-    """Return the test queries of `dataset` among the longest `share` of paths with `hops` hops."""
+def longest(dataset: Dataset, hops: np.ndarray) -> Queries:
+    """Return the test queries of `dataset` among the longest 5 % of paths with `hops` hops."""
     queries = Queries.of(dataset)
-    return queries.take(queries.rows.hops >= np.quantile(hops, 1 - share))
+    return queries.take(queries.rows.hops >= np.quantile(hops, 0.95))
 
 
 def extrapolate(
@@ -220,10 +170,11 @@ def extrapolate(
     """
     scored = []
     for coordinates, label, seed in product(("none", "raw"), labels, seeds):
-        model = train(size, dataset, label, seed, coordinates)
+        inputs = {} if coordinates == "none" else {"coordinates": coordinates}
+        arm = train_arm(size, dataset, label, seed, variant=inputs)
         name = label if coordinates == "none" else f"{label}-{coordinates}"
-        turned = (None, 16) if label.startswith("looped") else (None,)
-        scored += [run(queries, name, model, seed, loops) for loops in turned]
+        turned = (None, 16) if isinstance(arm.model, LoopedTransformer) else (None,)
+        scored += [run(queries, name, arm, seed, loops) for loops in turned]
     return scored
 
 

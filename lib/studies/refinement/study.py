@@ -19,7 +19,8 @@ from citypaths.lab import train_arm
 from citypaths.map.paths import Found
 from citypaths.models.base import PathModel
 from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
+from citypaths.training.recipes import arms, recipe
 from studies.refinement import conduct, refine_masked, repair, resample_segments
 
 LENGTHS = 8  # candidate lengths of a masked path, refined side by side
@@ -28,29 +29,15 @@ DECODERS = (("greedy", "greedy", decoding.greedy, 1), ("beam 8", "beam", decodin
 
 
 def train_masked(size: Size, dataset: Dataset, seed: int) -> Trained:
-    """Train (or load) a masked path model half as wide as the size's transformers."""
+    """Train (or load) a masked path model with room for the longest training path."""
     longest = int(dataset.rows("train").hops.max())
-    recipe = TrainSettings(
-        2 * size.steps, size.batch_tokens, learning_rate=1.2e-2, seed=seed, evaluations=1
-    )
-    settings = {"slots": longest, "width": size.width // 2, "layers": 2}
-    return train_arm(size, dataset, "masked", recipe, settings, None, "masked")
-
-
-def train_conductor(size: Size, dataset: Dataset, seed: int) -> Trained:
-    """Train (or load) a conductor, which names the middle of a path."""
-    recipe = TrainSettings(
-        2 * size.steps, size.batch_tokens, learning_rate=4e-3, seed=seed, evaluations=1
-    )
-    settings = {"width": size.width}
-    return train_arm(size, dataset, "conductor", recipe, settings, None, "conductor")
+    return train_arm(size, dataset, "masked", seed, settings={"slots": longest})
 
 
 def largest_gru(size: Size) -> str:
     """Return the widest GRU among the size's arms."""
-    return max(
-        (arm for arm in size.arms if arm.startswith("gru")), key=lambda arm: int(arm.split("-")[1])
-    )
+    grus = (arm for arm in arms(size, "baselines") if arm.startswith("gru"))
+    return max(grus, key=lambda arm: recipe(size, arm).settings["width"])
 
 
 def score_rounds(queries: Queries, founds: Sequence[Found], method: Method) -> list[Scored]:

@@ -16,32 +16,14 @@ from citypaths.decoding import PathLength
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.metrics import over_few
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, train_arm
+from citypaths.lab import train_arm
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
-from studies.recurrence.study import Arm, budgeted
+from citypaths.training.recipes import arms, recipe
 
 SLICE = 50  # queries searched together
 SUFFIX = ", equal training"
 COLUMNS = ("regime", "small", "large", "method", "times", "alone", "gap", "low", "high")
-
-
-def widths(size: Size) -> tuple[int, ...]:
-    """Return the widths of the ladder: from a quarter of the size's to four times it."""
-    return tuple(size.width * 2**i // 4 for i in range(5))
-
-
-def train_rung(size: Size, dataset: Dataset, width: int, seed: int) -> Trained:
-    """Train (or load) a GRU of a width at the training FLOPs that notebook 04's arms spend.
-
-    The two widths that notebook 04 trains are its `gru` and `gru-wide`, and are trained once. Wide
-    ones take a learning rate lower in proportion, as there.
-    """
-    same = {size.width: "gru", 2 * size.width: "gru-wide"}
-    arm = Arm("rnn", arm_settings(f"gru-{width}"), rate=min(1.0, size.width / width))
-    recipe = budgeted(size, dataset.graph, arm, seed)
-    label = same.get(width, f"gru-{width}-budget")
-    return train_arm(size, dataset, label, recipe, dict(arm.settings), None)
 
 
 def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) -> list[Scored]:
@@ -51,7 +33,10 @@ def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) 
     """
     scored = []
     for seed in seeds:
-        rungs = {width: train_rung(size, dataset, width, seed) for width in widths(size)}
+        rungs = {
+            recipe(size, arm).settings["width"]: train_arm(size, dataset, arm, seed)
+            for arm in arms(size, "ladder")
+        }
         limit = max(trained.model.flops_per_step() for trained in rungs.values())
         for width, trained in rungs.items():
             names = {"model": f"gru-{width}{SUFFIX}", "seed": seed}

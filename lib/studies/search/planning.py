@@ -7,35 +7,17 @@ from functools import partial
 from typing import Any
 
 from citypaths import decoding
-from citypaths.data.dataset import Dataset
 from citypaths.decoding.decode import device_of
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, train_arm
 from citypaths.map.paths import Found
-from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
 from studies import search
 from studies.search import GreatCircle, Planner
 from studies.search.study import SLICE
 
 SIMULATIONS = (4, 16, 64)
 WIDTH = 16
-
-
-def planner_settings(arm: str) -> dict[str, Any]:
-    """Return the settings of a planner as wide as an arm such as "gru-64"."""
-    return {name: value for name, value in arm_settings(arm).items() if name != "cell"}
-
-
-def train_planner(size: Size, dataset: Dataset, seed: int) -> Trained:
-    """Train (or load) a planner as wide and as long as the size's smallest arm."""
-    recipe = TrainSettings(
-        size.steps, size.batch_tokens, learning_rate=size.learning_rate, seed=seed, evaluations=1
-    )
-    return train_arm(
-        size, dataset, "planner", recipe, planner_settings(size.arms[0]), None, "planner"
-    )
 
 
 def tree_table(

@@ -9,27 +9,15 @@ from typing import Any
 import pandas as pd
 
 from citypaths import decoding
-from citypaths.data.dataset import Dataset
 from citypaths.decoding import Likelihood, PathLength, Sum
 from citypaths.judging.methods import Scored, score
 from citypaths.judging.queries import Queries
-from citypaths.lab import train_arm
 from citypaths.map.paths import Found
-from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
 from studies import search
 
 QUANTILES = (None, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
 SLICE = 50  # queries searched together
-VALUE_TOKENS = 4096
-VALUE = {"finest": 0.01, "inside": 0.0}
-
-
-def train_value(size: Size, dataset: Dataset, seed: int) -> Trained:
-    """Train (or load) the distribution of kilometres to go, `studies.search.CostToGo`."""
-    length = (5 * size.steps // 2, VALUE_TOKENS, size.learning_rate)
-    recipe = TrainSettings(*length, seed=seed, evaluations=1)
-    return train_arm(size, dataset, "value", recipe, VALUE, None, "value")
 
 
 def _scored(

@@ -16,17 +16,15 @@ from citypaths.data.dataset import Dataset
 from citypaths.decoding import LOST, Likelihood, PathLength, Scorer, Sum
 from citypaths.files import data_dir
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_folder, arm_settings, train_arm
+from citypaths.lab import train_arm
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
 from citypaths.models import PathModel
 from citypaths.sizes import Size
-from citypaths.training.loop import Trained, TrainSettings
+from citypaths.training.loop import Trained
 from studies.search import Doubt, Inconsistency
 
 EXACT, OWN = "exact length", "own"
-JUDGE_STEPS, JUDGE_TOKENS = 200, 2048  # at most: every step draws attempts anew
-REACH_TOKENS = 4096
 SLICE = 20  # queries whose attempts are drawn together
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of a scorer beside another; chosen on validation queries
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -141,41 +139,19 @@ def _joined(parts: Sequence[decoding.Attempts]) -> decoding.Attempts:
     return decoding.Attempts(paths, np.concatenate(query), *each, hops, *costs, seconds)
 
 
-def train_reverse(size: Size, dataset: Dataset, arm: str, seed: int) -> Trained:
-    """Train (or load) a model like the arm that walks from the target back to the source."""
-    recipe = TrainSettings(
-        size.steps, size.batch_tokens, size.learning_rate, seed=seed, evaluations=1
-    )
-    label = f"reverse-{arm}"
-    return train_arm(size, dataset, label, recipe, arm_settings(arm), None, "reverse")
-
-
 def train_judges(
-    size: Size, dataset: Dataset, arm: str, recipe: TrainSettings, names: Iterable[str]
+    size: Size, dataset: Dataset, generator: Trained, seed: int, names: Iterable[str]
 ) -> dict[str, Trained]:
-    """Train (or load) judges of the attempts of an arm that was trained by `recipe`.
+    """Train (or load) judges of the attempts of a trained model.
 
     `names` are keys of `CONTROLS`: judges of cities and of whole paths, the latter with their
     shortcut controls, which hide the query or the order of the cities.
     """
-    folder = arm_folder(size, dataset, arm, recipe, arm_settings(arm))
-    base = {"generator": folder.relative_to(data_dir()).as_posix(), "attempts": 2}
-    length = (min(JUDGE_STEPS, size.steps // 2), JUDGE_TOKENS, size.learning_rate)
-    short = TrainSettings(*length, seed=recipe.seed, evaluations=1)
+    source = {"generator": generator.folder.relative_to(data_dir()).as_posix()}
     return {
-        name: train_arm(
-            size, dataset, f"judge-{name.replace(', ', '-').replace(' ', '-')}", short,
-            base | CONTROLS[name], None, "judge",
-        )
+        name: train_arm(size, dataset, "judge", seed, settings=source, variant=CONTROLS[name])
         for name in names
-    }  # fmt: skip
-
-
-def train_reach(size: Size, dataset: Dataset, seed: int) -> Trained:
-    """Train (or load) the distribution of hops to go, `studies.search.HopsToGo`."""
-    length = (size.steps, REACH_TOKENS, size.learning_rate)
-    recipe = TrainSettings(*length, seed=seed, evaluations=1)
-    return train_arm(size, dataset, "reach", recipe, {"inside": 0.5}, None, "reach")
+    }
 
 
 def verifiers(

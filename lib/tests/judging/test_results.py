@@ -85,7 +85,7 @@ def test_a_rerun_replaces_its_own_rows_only():
 
 
 def test_a_changed_size_is_another_run():
-    other = get_size("tiny", {"steps": 61})
+    other = get_size("tiny", {"budget": 61.0})
     paths = {record("a", size, 0, [row()]).name for size in (TINY, other, other)}
     assert len(paths) == 2 and len(load_results()) == 2
 

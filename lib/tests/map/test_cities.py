@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -539,7 +540,7 @@ class Publisher:
 def publisher(tmp_path, monkeypatch) -> Publisher:
     publisher = Publisher()
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
-    monkeypatch.setattr(sources.pooch, "retrieve", publisher.retrieve)
+    monkeypatch.setattr(pooch, "retrieve", publisher.retrieve)
     return publisher
 
 
@@ -583,9 +584,9 @@ def test_pooch_itself_is_called_as_it_wants(tmp_path):
         def __call__(self, url, output_file, pooch):
             Path(output_file).write_bytes(source.read_bytes())
 
-    real = sources.pooch.retrieve
+    real = pooch.retrieve
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources.pooch, "retrieve", lambda *args: real(*args, downloader=Local()))
+        patch.setattr(pooch, "retrieve", lambda *args: real(*args, downloader=Local()))
         path = sources.fetch("https://example.org/places.csv", tmp_path / "raw")
         assert path.read_text() == "a,b\n"
         path.unlink()

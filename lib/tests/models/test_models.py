@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import studies.recurrence
+import studies.search  # noqa: F401  they register their networks
 from citypaths.data.batches import Batch, batch_of
 from citypaths.map.graph import build_graph
 from citypaths.models import RNN, PathModel, base, build, register, registered

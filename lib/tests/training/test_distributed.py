@@ -109,23 +109,11 @@ def raises_everywhere(root: Path, dataset: Dataset) -> None:
         (root / f"{name}-{rank}").write_text(str(error.value))
 
 
-def early_stop(root: Path, dataset: Dataset) -> None:
-    """Rank 0 sees a plateau; all stop, with the same history."""
-    losses = iter([5.0, 4.0, 4.5, 4.0])
-    settings = replace(SHORT, steps=400, evaluations=8, patience=2, batch_tokens=64)
-    trained = train(
-        "rnn", dataset, root / "plateau", settings, MODEL, lambda _: {"valid_loss": next(losses)}
-    )
-    assert trained.history["valid_loss"].tolist() == [5.0, 4.0, 4.5, 4.0]
-    assert trained.steps == settings.evaluation_steps()[3] < 400
-
-
 def together(root: Path, dataset: Dataset) -> None:
     """All that needs no killing, in one start; rank 1 ends it with a broken shard of its own."""
     same_as_one(root, dataset)
     train("rnn", dataset, root / "whole", *RANDOM)
     raises_everywhere(root, dataset)
-    early_stop(root, dataset)
     (root / "broken at").write_text(str(time.time()))
     folder = root / "broken" if join().rank == 1 else dataset.folder
     train("rnn", open_dataset(folder, dataset.graph), root / "never", SHORT, MODEL)
@@ -309,18 +297,17 @@ def test_killed_runs_end_with_the_same_bits_and_two_never_mix(root, tiny_dataset
 
 def test_the_command_line_trains_the_arm_that_the_notebook_loads(tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
-    changes = {"train": 1500, "valid": 80, "test": 400, "steps": 4, "batch_tokens": 512}
+    changes = {"train": 1500, "valid": 80, "test": 400, "budget": 2e8, "batch_tokens": 512}
     size = get_size("tiny", changes)
     dataset = lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
-    entry = ("-m", "studies.train", "--size", "tiny", "--arm", "gru-8", "lstm-8")
+    entry = ("-m", "studies.train", "--size", "tiny", "--arm", "gru-16", "lstm-32")
     log = tmp_path / "log"
     code = torchrun(log, *entry, "--seed", "3", "--overrides", json.dumps(changes)).wait(LIMIT)
-    assert code == 0 and "lstm-8: 4 steps" in log.read_text(), log.read_text()
+    assert code == 0 and "lstm-32: 3 steps" in log.read_text(), log.read_text()
     folders = set((size.folder / "models").iterdir())
     seconds = {json.loads((f / "history.json").read_text())["seconds"] for f in folders}
-    recipe = TrainSettings(size.steps, size.batch_tokens, size.learning_rate, seed=3)
-    for arm in ("gru-8", "lstm-8"):
-        loaded = lab.train_arm(size, dataset, arm, recipe, lab.arm_settings(arm))
+    for arm in ("gru-16", "lstm-32"):
+        loaded = lab.train_arm(size, dataset, arm, 3)
         assert loaded.seconds in seconds, "it was not trained again"
         assert loaded.history["valid_loss"].notna().all()
     assert set((size.folder / "models").iterdir()) == folders and len(folders) == 2

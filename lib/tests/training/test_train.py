@@ -25,6 +25,7 @@ from citypaths.training.compute import training_flops
 from citypaths.training.loop import (
     Diverged,
     TrainSettings,
+    _Run,
     load_history,
     load_trained,
     own_input,
@@ -57,7 +58,7 @@ def model_of(variant: str) -> str:
     return variant if variant in registered() else "rnn"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """The order of sums, and so their last bits, depends on the number of threads."""
     threads = torch.get_num_threads()
@@ -293,27 +294,15 @@ def test_missing_files_say_what_to_do(tiny_dataset, tmp_path):
         load_history(tmp_path / "nowhere")
 
 
-def test_early_stop_on_a_plateau(tiny_dataset, tmp_path):
-    settings = replace(SHORT, steps=400, evaluations=8, patience=2)
-    losses = iter([5.0, 4.0, 4.5, 4.0, 1.0, 1.0, 1.0, 1.0])
-    trained = train(
-        "rnn", tiny_dataset, tmp_path, settings, SMALL, lambda _: {"valid_loss": next(losses)}
-    )
-    assert trained.history["valid_loss"].tolist() == [5.0, 4.0, 4.5, 4.0]
-    assert trained.steps == settings.evaluation_steps()[3] < 400
-    again = train("rnn", tiny_dataset, tmp_path, settings, SMALL)
-    assert again.steps == trained.steps, "it is finished: nothing is trained"
-
-
 # Schedules
 
 
 def test_learning_rates():
-    settings = TrainSettings(steps=200, learning_rate=0.5, warmup=0.1)
-    rates = [settings.rate(step) for step in range(200)]
+    settings = TrainSettings(steps=400, learning_rate=0.5)
+    rates = [settings.rate(step) for step in range(400)]
     assert rates[:20] == pytest.approx([0.5 * (i + 1) / 20 for i in range(20)])
     assert rates[20] == 0.5 == max(rates)
-    assert rates[20 + 90] == pytest.approx(0.25, rel=0.02)
+    assert rates[20 + 190] == pytest.approx(0.25, rel=0.02)
     assert 0 < rates[-1] < 0.0005 and rates[20:] == sorted(rates[20:], reverse=True)
     assert TrainSettings(steps=1).rate(0) == TrainSettings(steps=1).learning_rate
 
@@ -382,3 +371,83 @@ def test_own_input_swaps_inputs_and_nothing_else(tiny_dataset, tmp_path):
         right = fed.cities[:, 1:][after] == batch.cities[:, 1:][after]
         assert (own | right).all()
         assert float((~right).float().mean()) == pytest.approx(probability, abs=0.1)
+
+
+def test_rates_that_stay_and_then_fall():
+    short, long = (TrainSettings(n, schedule="constant-decay") for n in (1_000, 4_000))
+    assert (short.stable_steps, long.stable_steps) == (850, 3_400)
+    assert [short.rate(i) for i in range(850)] == [long.rate(i) for i in range(850)]
+    rates = [short.rate(i) / short.learning_rate for i in range(1_000)]
+    assert rates[:100] == pytest.approx([(i + 1) / 100 for i in range(100)])
+    assert set(rates[100:850]) == {1.0}
+    assert rates[850:] == pytest.approx([(150 - i) / 151 for i in range(150)])
+    assert TrainSettings(1, schedule="constant-decay").rate(0) > 0
+    assert short.evaluation_steps() == [25, 50, 100, 200, 400, 800, 1_000]
+    assert replace(short, evaluations=1).evaluation_steps() == [1_000]
+    with pytest.raises(ValueError, match="cosine or constant-decay"):
+        TrainSettings(1, schedule="cosin")
+
+
+BRANCHES = (60, 120, 200)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_dataset, tmp_path_factory):
+    """Runs of three lengths, each trained from the start in a folder where it is alone."""
+    return {
+        steps: train(
+            "rnn", tiny_dataset, tmp_path_factory.mktemp("alone") / "run", steady(steps), SMALL
+        )
+        for steps in BRANCHES
+    }
+
+
+def steady(steps: int) -> TrainSettings:
+    return replace(SHORT, steps=steps, schedule="constant-decay", own_input=0.2, evaluations=4)
+
+
+def same(one, other) -> None:
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.history.equals(other.history) and one.training_flops == other.training_flops
+
+
+@pytest.mark.parametrize("order", [BRANCHES, BRANCHES[::-1], (120, 60, 200)])
+def test_runs_of_several_lengths_share_a_trunk(
+    straight, tiny_dataset, tmp_path, order, monkeypatch
+):
+    taken, advance = [], _Run._advance
+    monkeypatch.setattr(_Run, "_advance", lambda run, batch: taken.append(1) or advance(run, batch))
+    for steps in order:
+        found = train("rnn", tiny_dataset, tmp_path / str(steps), steady(steps), SMALL)
+        same(found, straight[steps])
+    if order == BRANCHES:
+        assert len(taken) == 170 + (9 + 18 + 30), "the longest stable part and every decay"
+    (trunk,) = tmp_path.glob("stable-*")
+    assert sorted(int(path.stem) for path in trunk.iterdir()) == [51, 102, 170]
+
+
+def test_a_branch_that_is_stopped_goes_on_to_the_same_bits(
+    straight, tiny_dataset, tmp_path, monkeypatch
+):
+    train("rnn", tiny_dataset, tmp_path / "short", steady(60), SMALL)
+    for last in (80, 119):  # before and within the decay of the second run
+        advance = _Run._advance
+
+        def stopped(run, batch, last=last, advance=advance):
+            if run.step == last:
+                raise KeyboardInterrupt
+            return advance(run, batch)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(_Run, "_advance", stopped)
+            train("rnn", tiny_dataset, tmp_path / "long", steady(120), SMALL)
+    same(train("rnn", tiny_dataset, tmp_path / "long", steady(120), SMALL), straight[120])
+
+
+def test_other_settings_share_no_trunk(tiny_dataset, tmp_path):
+    train("rnn", tiny_dataset, tmp_path / "a", steady(20), SMALL)
+    for i, other in enumerate((replace(steady(40), seed=1), replace(steady(40), batch_tokens=300))):
+        train("rnn", tiny_dataset, tmp_path / f"b{i}", other, SMALL)
+    train("rnn", tiny_dataset, tmp_path / "c", steady(40), {"width": 4})
+    assert len(list(tmp_path.glob("stable-*"))) == 4

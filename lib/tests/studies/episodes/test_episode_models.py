@@ -12,6 +12,7 @@ from citypaths import sizes
 from citypaths.judging import ledger as results
 from citypaths.training import loop as train_module
 from citypaths.training.loop import TrainSettings, load_trained, train
+from citypaths.training.recipes import arms, recipe
 from studies.episodes import LSTM, MEMORIES, make_memory, study
 from studies.episodes import __main__ as command
 from studies.episodes.atlas import Atlas
@@ -149,10 +150,11 @@ def test_an_untrained_model_goes_through_all_exams(atlas, episodes):
 def test_arms_of_a_size_are_alike_in_parameters():
     task = study.task_of(sizes.get_size("small"))
     counts = {}
-    for label, arm in study.ARMS.items():
-        settings = study.model_settings(arm, task)
-        torch.manual_seed(0)
-        counts[label] = EpisodeModel(None, **settings).memory.parameters_count
+    for label in arms("small", "episodes"):
+        settings = recipe("small", label, "episodes").settings
+        hidden = study.fitted(**settings, parameters=study.PARAMETERS)
+        model = EpisodeModel(None, **settings, hidden=hidden, symbols=task.symbols)
+        counts[label] = model.memory.parameters_count
     assert max(counts.values()) <= study.PARAMETERS
     assert min(counts.values()) > 0.85 * study.PARAMETERS, counts
 
@@ -161,11 +163,11 @@ def test_the_command_trains_examines_and_files_its_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_REPORTS", str(tmp_path))
     monkeypatch.setattr(sizes, "data_dir", lambda: tmp_path / "data")
     words = ["--size", "tiny", "--arms", "lstm", "--seeds", "0", "1", "--exams", "3"]
-    assert command.main([*words, "--overrides", '{"lessons": 2}']) == 0
+    assert command.main([*words, "--overrides", '{"budget": 1e8}']) == 0
     page = (tmp_path / "tiny" / "07-episodes.md").read_text()
     assert "| lstm |" in page and page.count("![") == 2
     assert len(list((tmp_path / "figures").glob("07-*-tiny.png"))) == 2
     rows = results.load_results()
     assert set(rows["model"]) == {"lstm", "none"} and len(rows) == 12 * (2 + 2)
-    trained = list((tmp_path / "data").glob("*/models/lstm-episodes-seed*/checkpoint.safetensors"))
+    trained = list((tmp_path / "data").glob("*/models/lstm-seed*/checkpoint.safetensors"))
     assert len(trained) == 2

@@ -14,17 +14,18 @@ from citypaths.data.batches import batch_of_paths
 from citypaths.judging.floors import stored_hops
 from citypaths.judging.ledger import _check, largest_run, record
 from citypaths.judging.queries import Queries
+from citypaths.lab import train_arm
 from citypaths.map.best_first import best_first
 from citypaths.sizes import get_size
+from citypaths.training.recipes import arms
 from studies.learning import figures as learning_plots
 from studies.learning import study as learning
 from studies.learning import values as worth
 from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED, halves
 from studies.memory import Cached, Roads
 from studies.scoreboard.tables import learning_table
-from studies.search import exchange
 
-SIZE = {"width": 32, "budget": 3e7, "budget_tokens": 128, "shares": [0, 20]}
+SIZE = {"budget": 3e7, "batch_tokens": 128, "shares": [0, 20]}
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_a_cache_decodes_greedily(tried, queries, tiny_dataset):
 def test_the_learner_of_everything_is_the_ladder_s(size, tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
     assert learning.name_of(size) == "gru-8"
-    exchange.train_rung(size, tiny_dataset, 8, 0)
+    train_arm(size, tiny_dataset, arms(size, "ladder")[0], 0)
     folders = sorted((size.folder / "models").iterdir())
     learning.learner(size, tiny_dataset, 1, 0)
     assert sorted((size.folder / "models").iterdir()) == folders

@@ -247,10 +247,10 @@ class Parity(nn.Module):
 def trained_on_parity(core, steps: int, most: int = 32) -> Callable[[int], float]:
     """Train on lengths that grow to `most`; return what measures the accuracy at a length."""
     model, draw = Parity(core), torch.Generator().manual_seed(0)
-    adam = torch.optim.Adam(model.parameters(), 5e-4)
+    adam = torch.optim.Adam(model.parameters(), 2e-3)
 
     def example(length: int) -> tuple[Tensor, Tensor]:
-        bits = torch.randint(2, (64, length), generator=draw)
+        bits = torch.randint(2, (32, length), generator=draw)
         return bits, bits.cumsum(1) % 2
 
     for step in range(steps):
@@ -270,11 +270,11 @@ def trained_on_parity(core, steps: int, most: int = 32) -> Callable[[int], float
 
 
 def test_learns_parity_where_a_transformer_does_not(graph):
-    settings = {"width": 64, "layers": 2, "heads": 4}
+    settings = {"width": 32, "layers": 2, "heads": 4}
     accuracy = {}
     for name in ("feedback", "transformer"):
         torch.manual_seed(0)
-        accuracy[name] = trained_on_parity(build(name, graph, **settings), 200)
+        accuracy[name] = trained_on_parity(build(name, graph, **settings), 150)
     assert accuracy["feedback"](32) > 0.99
     assert accuracy["feedback"](64) > 0.95
     assert accuracy["transformer"](32) < 0.7

@@ -16,12 +16,13 @@ from citypaths.judging.methods import Scored
 from citypaths.models import build
 from citypaths.models.check import assert_consistent
 from citypaths.sizes import SIZES, get_size
+from citypaths.training.recipes import arms, recipe
 from studies import train as training
 from studies.recurrence import figures as loop_plots
 from studies.recurrence import study as recurrence
 
-TINY = {"train": 1500, "valid": 80, "test": 400, "queries": 40, "width": 8}
-TINY |= {"budget": 2e8, "budget_tokens": 256, "seeds": 2, "race": 40, "dial": 20}
+TINY = {"train": 1500, "valid": 80, "test": 400, "queries": 40}
+TINY |= {"budget": 4e8, "batch_tokens": 256, "seeds": 2, "race": 40, "dial": 20}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,50 +46,56 @@ def queries(dataset):
 
 
 @pytest.fixture(scope="module")
+def short(queries):
+    """The eight queries of fewest hops, which are decoded fastest."""
+    return queries.take(np.argsort(queries.rows.hops, kind="stable")[:8])
+
+
+@pytest.fixture(scope="module")
 def trained(size, dataset):
     labels = ("transformer", "looped-sampled", "act", "ponder", "feedback")
-    return {
-        (label, s): recurrence.train(size, dataset, label, s) for label in labels for s in (0, 1)
-    }
+    return {(label, s): lab.train_arm(size, dataset, label, s) for label in labels for s in (0, 1)}
 
 
 @pytest.mark.parametrize("name", list(SIZES))
 def test_every_arm_spends_the_budget_to_within_a_step(name, dataset):
     size = SIZES[name]
-    for label, arm in recurrence.arms(size.width).items():
-        if size.width > 128:  # building it takes long, and the rule is the same
-            continue
-        settings = recurrence.budgeted(size, dataset.graph, arm, 0)
-        per_token = build(arm.name, dataset.graph, **arm.settings).training_flops_per_step
+    if name not in ("tiny", "small", "medium"):  # building `full` takes long; the rule is the same
+        return
+    for label in arms(size, "race"):
+        arm = recipe(size, label)
+        settings = arm.training(dataset.graph, 0)
+        per_token = build(arm.model, dataset.graph, **arm.settings).training_flops_per_step
         step = per_token * settings.batch_tokens
-        assert settings.steps == 1 or size.budget - step < settings.steps * step <= size.budget
+        assert settings.steps == 1 or arm.budget - step < settings.steps * step <= arm.budget
         assert settings.steps > 4, f"{label} hardly trains at {name}"
 
 
 def test_arms_share_parameters_and_differ_where_they_should(dataset):
+    race = {label: recipe("tiny", label) for label in arms("tiny", "race")}
     count = {
-        label: build(arm.name, dataset.graph, **arm.settings).parameters_count
-        for label, arm in recurrence.arms(32).items()
+        label: build(arm.model, dataset.graph, **arm.settings).parameters_count
+        for label, arm in race.items()
     }
     for label in ("looped-fixed", "looped-sampled", "looped-noise", "top", "act", "ponder"):
         assert abs(count[label] - count["transformer"]) < 0.02 * count["transformer"], label
     assert count["gru-think"] == count["gru"] < count["gru-wide"]
     assert count["transformer-deep"] > count["transformer"]
-    most = max(arm.settings.get("loops", 1) for arm in recurrence.arms(32).values())
+    most = max(arm.settings.get("loops", 1) for arm in race.values())
     assert most <= 16
 
 
 def test_trained_arms_are_loaded_again_and_decode_as_they_train(trained, size, dataset, queries):
     for (label, seed), first in trained.items():
-        again = recurrence.train(size, dataset, label, seed)
+        again = lab.train_arm(size, dataset, label, seed)
         for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(a, b)
         assert_consistent(first.model, batch_of(queries.rows.take(np.arange(5))), loops=3)
-        assert first.training_flops <= size.budget * 1.3  # padding: a batch is not quite full
+        assert first.training_flops <= TINY["budget"] * 1.3  # padding: a batch is not quite full
 
 
-def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries):
-    dial = recurrence.turn_the_dial(queries.first(8), trained, 16)
+def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries, short):
+    dial = recurrence.turn_the_dial(short, trained, 16)
     rows = pd.DataFrame([s.row for s in dial])
     counts = rows[rows["seed"] == 1].groupby("model")["loops"].agg(list)
     assert counts["transformer"] == [1] and counts["feedback"] == [1, 2, 4, 8]
@@ -102,7 +109,7 @@ def test_the_dial_gives_a_row_a_recurrent_arm_seed_and_count(trained, queries):
 
 
 def test_breadth_costs_what_its_starts_cost(size, dataset, queries):
-    noisy = recurrence.train(size, dataset, "looped-noise", 0)
+    noisy = lab.train_arm(size, dataset, "looped-noise", 0)
     one, four = (s.row for s in recurrence.breadth(queries.first(6), noisy, 0, (1, 4)))
     assert one["method"] == "greedy, 1 starts" and noisy.model.starts == 1
     again = recurrence.run(queries.first(6), "looped-noise", noisy, 0).row
@@ -159,8 +166,8 @@ def test_long_queries_are_longer_than_anything_trained_on(size, dataset):
     assert names[::3] == ["gru", "gru-raw"] and names[-1] == "looped-sampled-raw"
 
 
-def test_figures_of_loops_show_every_arm(trained, queries):
-    dial = pd.DataFrame([s.row for s in recurrence.turn_the_dial(queries, trained, 2)])
+def test_figures_of_loops_show_every_arm(trained, short):
+    dial = pd.DataFrame([s.row for s in recurrence.turn_the_dial(short, trained, 2)])
     fig = loop_plots.crossover(dial, recurrence.STEADY, 8)
     shown = {text.get_text() for text in fig.axes[2].get_legend().get_texts()}
     assert shown == set(dial["model"])
@@ -169,12 +176,12 @@ def test_figures_of_loops_show_every_arm(trained, queries):
         expected = dial[dial["model"] == "act"].groupby("loops")[column].mean()
         np.testing.assert_allclose(line.get_ydata(), expected)
     model = trained["looped-sampled", 0].model
-    assert len(loop_plots.routes_by_loops(model, queries, (1, 2, 4, 8), "k").axes) == 4
+    assert len(loop_plots.routes_by_loops(model, short, (1, 2, 4, 8), "k").axes) == 4
 
 
 def test_command_line_trains_an_arm_where_the_notebook_looks(size, dataset, capsys):
     training.run(["--size", "tiny", "--arm", "top", "--seed", "1", "--overrides", json.dumps(TINY)])
     assert "top: " in capsys.readouterr().out
     folders = set((size.folder / "models").iterdir())
-    recurrence.train(size, dataset, "top", 1)
+    lab.train_arm(size, dataset, "top", 1)
     assert set((size.folder / "models").iterdir()) == folders

@@ -7,10 +7,11 @@ import pytest
 
 from citypaths.judging.ledger import _check
 from citypaths.judging.queries import Queries
+from citypaths.lab import train_arm
 from citypaths.sizes import get_size
 from studies.search import exchange
 
-SIZE = {"width": 8, "budget": 3e7, "budget_tokens": 128}
+SIZE = {"budget": 3e8, "batch_tokens": 128}
 
 
 def a_row(width: int, seed: int, method: str, flops: float, success: float) -> dict:
@@ -79,16 +80,16 @@ def test_seeds_that_only_one_of_them_has_are_left_out(rows):
 def test_the_ladder_climbs(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
     size = get_size("tiny", SIZE)
-    assert exchange.widths(size) == (2, 4, 8, 16, 32)
     queries = Queries.of(tiny_dataset).uncontained().first(12)
     scored = exchange.climb(size, tiny_dataset, queries, [0])
     frame = pd.DataFrame([s.row for s in scored])
     for row in frame.to_dict("records"):
         _check(row)
     assert frame["parameters"].is_monotonic_increasing and frame["model"].nunique() == 5
-    assert (frame["training_flops"] <= 3e7).all() and (frame["training_flops"] > 2e7).all()
+    assert set(frame["model"]) == {f"gru-{w}{exchange.SUFFIX}" for w in (8, 16, 32, 64, 128)}
+    assert (frame["training_flops"] <= 3e8).all() and (frame["training_flops"] > 2e8).all()
     assert (frame.loc[frame["regime"] == "closed_book", "lookups"] == 0).all()
     table = exchange.gaps(frame)
     assert set(table["regime"]) <= {"closed_book", "checked"} and (table["times"] > 1).all()
-    again = exchange.train_rung(size, tiny_dataset, 8, 0)
+    again = train_arm(size, tiny_dataset, "gru", 0)
     assert again.model.parameters_count == frame["parameters"].unique()[2]

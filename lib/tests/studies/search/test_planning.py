@@ -6,6 +6,7 @@ import pytest
 
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.queries import Queries
+from citypaths.lab import train_arm
 from citypaths.models import build
 from citypaths.sizes import get_size
 from citypaths.training.loop import Trained, TrainSettings, train
@@ -82,8 +83,8 @@ def test_on_the_map_every_hop_is_an_edge(table):
 
 
 def test_a_planner_is_trained_once_and_is_as_wide_as_the_arm(tiny_dataset, empty_home):
-    size = get_size("tiny", {"steps": 3})
-    first, again = (planning.train_planner(size, tiny_dataset, 0) for _ in range(2))
+    size = get_size("tiny", {"budget": 4e8})
+    first, again = (train_arm(size, tiny_dataset, "planner", 0) for _ in range(2))
     assert first.model.settings == {"model": "planner", "width": 16, "tied": True}
     assert first.steps == 3 and again.seconds == first.seconds
     assert [p.name for p in (empty_home / "data").rglob("planner-seed0-*")]

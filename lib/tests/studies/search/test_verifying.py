@@ -12,7 +12,7 @@ from citypaths.decoding import LOST, Likelihood
 from citypaths.judging.ledger import _check
 from citypaths.judging.metrics import by_hops
 from citypaths.judging.queries import Queries
-from citypaths.lab import arm_settings, train_arm
+from citypaths.lab import train_arm
 from citypaths.sizes import get_size
 from citypaths.training.loop import TrainSettings, train
 from studies.search import verifying
@@ -142,16 +142,13 @@ def test_powers():
 def test_networks_of_the_notebook(tiny_dataset, tennessee, tmp_path, monkeypatch, tried):
     """Every network trains at a small size and scores attempts; judges find their generator."""
     monkeypatch.setenv("CITYPATHS_HOME", str(tmp_path))
-    size = get_size("tiny", {"steps": 8, "batch_tokens": 256})
-    arm, recipe = "gru-16", TrainSettings(8, 256)
-    own = train_arm(size, tiny_dataset, arm, recipe, arm_settings(arm))
+    size = get_size("tiny", {"budget": 1e8, "batch_tokens": 256})
+    own, reverse, reach, value = (
+        train_arm(size, tiny_dataset, arm, 0)
+        for arm in ("gru-16", "reverse-gru-16", "reach", "value")
+    )
     names = ["cities", "whole path, blind"]
-    judges = verifying.train_judges(size, tiny_dataset, arm, recipe, names)
-    reverse = verifying.train_reverse(size, tiny_dataset, arm, 0)
-    reach = verifying.train_reach(size, tiny_dataset, 0)
-    from studies.search.study import train_value
-
-    value = train_value(size, tiny_dataset, 0)
+    judges = verifying.train_judges(size, tiny_dataset, own, 0, names)
     scorers = verifying.verifiers(tennessee, own.model, reverse, value, reach, judges)
     assert list(scorers) == ["own", "reverse", "detour", "doubt", *names]
     for name, scorer in scorers.items():
