@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from citypaths.data.batches import Batch
-from citypaths.decoding.likelihood import Likelihood
+from citypaths.decoding.scorers import Likelihood
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths
 from citypaths.models.base import Network, build, register
