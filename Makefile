@@ -24,7 +24,7 @@ ASIDE := notebooks cluster sweeps apart data/workers
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py lib/studies/*/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run executed test soak lab report lint tables strip bench clean
+.PHONY: help run executed test references soak lab report lint tables strip bench clean
 
 help: ## list the targets
 	@echo "make TARGET [SIZE=small|medium|full] [SEED=0] [PYTHON=python3]"
@@ -45,6 +45,10 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/0[1-3]-*.ipynb
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) -n auto --dist loadfile $(filter-out $(TINY)/01-% $(TINY)/02-% $(TINY)/03-% %-scoreboard.ipynb,$(NOTEBOOKS:notebooks/%=$(TINY)/%))
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/*-scoreboard.ipynb
+
+references: ## record what the compared cells print at size tiny, after a change that is meant
+	@$(MAKE) --no-print-directory run SIZE=tiny SEED=0
+	$(PY) -m citypaths.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
 
 soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
 	@rm -f data/soak.log

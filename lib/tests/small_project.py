@@ -84,7 +84,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "contained flags": lambda home: dataset_of(home).queries("test")[1].tobytes(),
     "checkpoint": model_of,
     "history": lambda home: load_history(home / "model").to_json(),
-    "ledger run": lambda home: load_results().drop(columns=["commit", "dirty"]).to_json(),
+    "ledger run": lambda home: load_results().drop(columns=["commit", "dirty", "threads"]).to_json(),
 }
 
 

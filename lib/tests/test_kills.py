@@ -33,7 +33,7 @@ from citypaths.map.graph import load_graph
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 ROOT = LIBRARY.parent
 LOG = ROOT / "data" / "soak.log"
-TIMED = {"commit", "dirty", "seconds_per_query"}  # ledger columns that may differ
+TIMED = {"commit", "dirty", "seconds_per_query", "threads"}  # ledger columns that may differ
 SHIPPED = ("Makefile", "lib", "notebooks", "pyproject.toml", "environment.yml", "constraints.txt")
 
 

@@ -28,6 +28,7 @@ LABELS = {
 }
 AGAINST = {CACHE: "a cache of the others", STITCHED: "stitching the others' hops"}
 EVERYTHING = "y: everything learned"
+LEARNED = "learned (% of the training paths)"
 ASKED = (1e3, 1e5, 1e7)
 TICKS = (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
@@ -58,8 +59,9 @@ def accuracies(rows: pd.DataFrame) -> Figure:
         ax.axhline(everything, color=INK, ls="--", lw=1, label=EVERYTHING)
         ax.set_title(metric.replace("_", " "))
         _share_ticks(ax, shares)
-    for ax in axes[:, 0]:
-        ax.set(ylabel="share of queries (or hops)", ylim=(-0.03, 1.03))
+    axes[0, 0].set(ylim=(-0.03, 1.03))
+    axes[-1, len(METRICS) // 4].set_xlabel(LEARNED)
+    fig.supylabel("share of queries (or hops)", fontsize=11)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
     return fig
@@ -67,7 +69,6 @@ def accuracies(rows: pd.DataFrame) -> Figure:
 
 def _share_ticks(ax: Axes, shares: Sequence[float]) -> None:
     ax.set_xticks(range(len(shares)), [f"{100 * share:g}" for share in shares])
-    ax.set_xlabel("learned (% of the training paths)")
 
 
 def relative_values(table: pd.DataFrame) -> Figure:
@@ -98,6 +99,7 @@ def relative_values(table: pd.DataFrame) -> Figure:
     axes[0].set_yticks(kept, [f"{tick:g}" for tick in kept])
     axes[0].minorticks_off()
     axes[0].set_ylabel("value of learning, (y - x) / (z - x)")
+    fig.supxlabel(LEARNED, fontsize=11)
     axes[1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
@@ -115,7 +117,7 @@ def _values(ax: Axes, line: pd.DataFrame, shares: list, shift: float, hue, label
 def against_operations(rows: pd.DataFrame) -> Figure:
     """Draw success against training + inference operations a query, a panel a number of queries.
 
-    A line joins the shares of a method; the star is everything learned.
+    A line joins the shares of a method, dots grow with what is learned; a star is all learned.
     """
     size = {"figsize": (13.2, 4.4), "layout": "constrained", "sharex": True, "sharey": True}
     fig, axes = plt.subplots(1, len(ASKED), **size)
@@ -124,17 +126,15 @@ def against_operations(rows: pd.DataFrame) -> Figure:
         for method, hue in HUES.items():
             line = table[(table["asked"] == n) & (table["method"] == method)]
             some, whole = line[line["share"] < 1], line[line["share"] == 1]
-            style = {"ms": 4, "lw": 1, "color": hue, "label": LABELS[method]}
-            ax.plot(some["total"], some["success"], "o-", **style)
-            for row in some.itertuples() if method in (CACHE, ALONE) else ():
-                beside = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8}
-                ax.annotate(f"{100 * row.share:g}", (row.total, row.success), **beside)
+            ax.plot(some["total"], some["success"], lw=1, color=hue, label=LABELS[method])
+            ax.scatter(some["total"], some["success"], 8 + 50 * some["share"], color=hue)
             if len(whole):
                 style = {"ms": 14, "color": INK, "mec": "white", "label": EVERYTHING}
                 ax.plot(whole["total"], whole["success"], "*", **style)
-        ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="operations a query, training included")
-        ax.set_title(f"{quantity(n)} queries asked")
+        ax.set(xscale="log", ylim=(-0.03, 1.03), title=f"{quantity(n)} queries asked")
     axes[0].set_ylabel("success")
+    label = "operations a query, training included (dots grow with the share learned)"
+    axes[len(ASKED) // 2].set_xlabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
     return fig

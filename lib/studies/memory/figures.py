@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -27,37 +26,26 @@ HUES = {
     "checked": plots.FAMILY["gru"],
     "stitched": plots.FAMILY["shortest"],
 }
-LOOKS = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
-
-
-def _styles(methods: Sequence[str], kinds: Mapping[str, str]) -> dict[str, dict]:
-    """A colour a kind of memory, a mark and a dash within a kind."""
-    styles, seen = {}, Counter()
-    for method in methods:
-        kind = kinds[method]
-        mark, dash = LOOKS[seen[kind] % len(LOOKS)]
-        styles[method] = {"color": HUES[kind], "marker": mark, "ls": dash, "label": method}
-        seen[kind] += 1
-    return styles
 
 
 def after_closures(rerouted: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """Draw success against the share closed, a line a method; all queries and those that were hit.
 
     Args:
-        rerouted: of `rerouting.reroute`. methods: labels of those to draw.
+        rerouted: of `rerouting.reroute`. methods: labels of those to draw, one of a kind.
     """
-    styles = _styles(methods, rerouted.groupby("method")["kind"].first())
+    kinds = rerouted.groupby("method")["kind"].first()
     fig, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", sharey=True)
     for ax, (title, group) in zip(axes, GROUPS.items(), strict=True):
         table = summary(rerouted[rerouted[group]] if group else rerouted)
-        for number, (method, style) in enumerate(styles.items()):
+        for number, method in enumerate(methods):
             rows = table.loc[method]
             apart = 1 + 0.04 * (number - (len(methods) - 1) / 2)
             bars = [rows["success"] - rows["low"], rows["high"] - rows["success"]]
-            bar = {"ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.7}
+            style = {"fmt": "o-", "ms": 5, "lw": 1.5, "capsize": 2, "elinewidth": 0.7}
+            style |= {"color": HUES[kinds[method]], "label": method}
             x = 100 * rows.index.to_numpy(float) * apart
-            ax.errorbar(x, rows["success"], np.clip(bars, 0, None), **style, **bar)
+            ax.errorbar(x, rows["success"], np.clip(bars, 0, None), **style)
         shares = 100 * np.sort(rerouted["share"].unique())
         ax.set(xscale="log", xlabel="hops closed (%)", ylim=(-0.03, 1.03))
         ax.set_xticks(shares, [f"{share:g}" for share in shares])

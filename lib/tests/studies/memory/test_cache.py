@@ -13,17 +13,14 @@ from citypaths.map.paths import Paths
 from citypaths.models import build
 from citypaths.models.base import nats
 from citypaths.models.check import assert_consistent
-from citypaths.training.loop import TrainSettings, train
 from studies.memory import Cached, KeyValueCache, fit
 from studies.memory.cache import states_of
 from studies.memory.mixture import familiarity
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dataset, tmp_path_factory):
-    settings = {"width": 24, "tied": True}
-    recipe = TrainSettings(80, 1024, 1.6e-2, evaluations=1)
-    return train("rnn", tiny_dataset, tmp_path_factory.mktemp("gru"), recipe, settings).model.eval()
+def model(trained):
+    return trained.model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +153,7 @@ def test_a_cached_model_decodes(cache, model, queries):
     cached = Cached(model, cache, theta=40.0, weight=0.3)
     found = queries.decode(decoding.greedy, cached)
     steps = found.flops / cached.flops_per_step()
-    assert cached.flops_per_step() == model.flops_per_step() + 2 * len(cache) * 24
+    assert cached.flops_per_step() == model.flops_per_step() + 2 * len(cache) * 32
     assert len(found.paths) == len(queries) and (steps > 0).all()
 
 

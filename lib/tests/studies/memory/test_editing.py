@@ -17,7 +17,6 @@ from citypaths.judging.methods import score
 from citypaths.judging.queries import Queries
 from citypaths.map.best_first import best_first
 from citypaths.map.great_circle import great_circle_km
-from citypaths.training.loop import TrainSettings, train
 from studies.memory import KeyValueCache, fit, rerouting
 from studies.memory.editing import (
     Edit,
@@ -37,13 +36,6 @@ def hops_of(graph) -> set[tuple[int, int]]:
 @pytest.fixture(scope="module")
 def queries(tiny_dataset):
     return Queries.of(tiny_dataset).first(80)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_dataset, tmp_path_factory):
-    recipe = TrainSettings(150, 1024, 1.6e-2, evaluations=1)
-    settings = {"width": 32, "tied": True}
-    return train("rnn", tiny_dataset, tmp_path_factory.mktemp("gru"), recipe, settings)
 
 
 def test_closed_by_hand(chain):

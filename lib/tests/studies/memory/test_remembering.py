@@ -18,17 +18,9 @@ from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths as follow
 from citypaths.map.shortest_paths import shortest_path_trees
-from citypaths.training.loop import TrainSettings, train
 from studies.memory import Cached, KeyValueCache, Roads, fit, remembering, rerouting
 from studies.memory import figures as memory_plots
 from studies.memory.editing import Edit, closed, closing
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_dataset, tmp_path_factory):
-    recipe = TrainSettings(160, 1024, 1.6e-2, evaluations=1)
-    settings = {"width": 24, "tied": True}
-    return train("rnn", tiny_dataset, tmp_path_factory.mktemp("gru"), recipe, settings)
 
 
 @pytest.fixture(scope="module")
