@@ -77,6 +77,7 @@ def model_of(home: Path) -> list:
     return [(name, value.numpy().tobytes()) for name, value in model.state_dict().items()]
 
 
+MACHINES = ["commit", "dirty", "threads"]  # of the code and the machine
 READERS: dict[str, Callable[[Path], Any]] = {
     "graph": graph_of,
     "shard": rows_of,
@@ -84,7 +85,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "contained flags": lambda home: dataset_of(home).queries("test")[1].tobytes(),
     "checkpoint": model_of,
     "history": lambda home: load_history(home / "model").to_json(),
-    "ledger run": lambda home: load_results().drop(columns=["commit", "dirty", "threads"]).to_json(),
+    "ledger run": lambda home: load_results().drop(columns=MACHINES).to_json(),
 }
 
 
