@@ -9,14 +9,12 @@ from citypaths.decoding.attempts import (
     stitch,
     stitched,
 )
-from citypaths.decoding.budget import Budget
 from citypaths.decoding.decode import Interrupted, Moves, beam, greedy, in_parts, sample
 from citypaths.decoding.scorers import LOST, Likelihood, PathLength, Scorer, Sum, Value
 
 __all__ = [
     "LOST",
     "Attempts",
-    "Budget",
     "Interrupted",
     "Likelihood",
     "Moves",

@@ -33,8 +33,8 @@ class Attempts:
 
     Attributes:
         paths: [A]. query: int64 [A], ascending, whose attempt it is. count: int64 [A].
-        log_p: float64 [A], log-probability under the model (at the temperature; legal hops alone
-            where they were checked).
+        log_p: float64 [A], log-probability under the model, of legal hops alone where they were
+            checked.
         hops: int64 [H, 3], each (query, city, next city) looked up; empty without look-ups.
         flops, lookups: float64 [queries]. seconds: of the call.
     """
@@ -47,6 +47,20 @@ class Attempts:
     flops: np.ndarray
     lookups: np.ndarray
     seconds: float
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Attempts]) -> Attempts:
+        """Join attempts at several sets of queries, in order."""
+        starts = np.cumsum([0, *(len(part.flops) for part in parts)])
+        hops = [part.hops + [start, 0, 0] for part, start in zip(parts, starts, strict=False)]
+        query = [part.query + start for part, start in zip(parts, starts, strict=False)]
+        count, log_p, flops, lookups = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("count", "log_p", "flops", "lookups")
+        )
+        paths, seconds = Paths.concatenate([p.paths for p in parts]), sum(p.seconds for p in parts)
+        whole = (np.concatenate(query), count, log_p, np.concatenate(hops), flops, lookups)
+        return cls(paths, *whole, seconds)
 
     def used_hops(self) -> np.ndarray:
         """Return each distinct (query, city, next city) that some attempt takes, int64 [H, 3]."""
@@ -61,22 +75,21 @@ def draw(
     max_hops: int,
     n: int,
     *,
-    temperature: float = 1.0,
     checked_by: CityGraph | None = None,
     seed: int = 0,
 ) -> Attempts:
-    """Draw `n` independent paths for each query from the model's distribution at `temperature`.
+    """Draw `n` independent paths for each query from the model's distribution.
 
     With `checked_by`, a hop is looked up before it is taken and drawn again where it is no edge;
     no hop of a query is looked up twice.
     """
-    if n < 1 or temperature <= 0 or max_hops < 1:
-        raise ValueError(f"{n} attempts at temperature {temperature} of {max_hops} hops at most")
+    if n < 1 or max_hops < 1:
+        raise ValueError(f"attempts and hops are 1 or more, not {n} of {max_hops} hops at most")
     began = time.perf_counter()
     with evaluating(model) as device:
         ids = [torch.as_tensor(np.asarray(x, np.int64), device=device) for x in (source, target)]
         moves = Moves.of(checked_by, device) if checked_by is not None else None
-        run = _Drawing(model, *ids, n, temperature, moves, seed)
+        run = _Drawing(model, *ids, n, moves, seed)
         while run.out.shape[1] <= max_hops and len(run.query):
             run.advance()
         return run.finish(began)
@@ -86,10 +99,10 @@ class _Drawing:
     """The attempts in progress: a row for each distinct prefix of each query."""
 
     def __init__(
-        self, model: PathModel, source: Tensor, target: Tensor, n: int, temperature: float,
-        moves: Moves | None, seed: int,
+        self, model: PathModel, source: Tensor, target: Tensor, n: int, moves: Moves | None,
+        seed: int,
     ) -> None:  # fmt: skip
-        self.model, self.target, self.temperature, self.moves = model, target, temperature, moves
+        self.model, self.target, self.moves = model, target, moves
         self.random = torch.Generator(source.device).manual_seed(seed)
         self.query = torch.arange(len(source), device=source.device)
         self.count, self.out = torch.full_like(source, n), source[:, None]
@@ -116,7 +129,7 @@ class _Drawing:
         first = (price > 0) & (self.flops == 0)
         self.flops += price + first * self.model.flops_to_start
         logits, self.state = self.model.step(self.out[:, -1], self.state)
-        log_p, legal = (logits.float() / self.temperature).log_softmax(-1), None
+        log_p, legal = logits.float().log_softmax(-1), None
         if self.moves is not None:
             legal = self.moves.mask(self.out[:, -1], log_p)
             legal = legal - legal.logsumexp(-1, keepdim=True)
@@ -198,7 +211,7 @@ def best_of(
 ) -> Found:
     """Draw `n` attempts at each query and keep the one of least energy, on ties the most drawn.
 
-    Options are those of `draw`: `temperature`, `checked_by`, `seed`. Each distinct path is scored
+    Options are those of `draw`: `checked_by`, `seed`. Each distinct path is scored
     once, and a hop that was looked up is known.
     """
     began = time.perf_counter()

@@ -47,27 +47,16 @@ def greedy(model: PathModel, source, target, max_hops: int, **options) -> Found:
     return _decoded(_walk, model, source, target, max_hops, noise=None, **options)
 
 
-def sample(
-    model: PathModel,
-    source,
-    target,
-    max_hops: int,
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    **options,
-) -> Found:
-    """Draw every city from the model's distribution at `temperature` (Gumbel-max trick).
+def sample(model: PathModel, source, target, max_hops: int, *, seed: int = 0, **options) -> Found:
+    """Draw every city from the model's distribution (Gumbel-max trick).
 
     Checked sampling draws without replacement until a hop is legal.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is above 0, not {temperature}; greedy() is its limit")
     generator = torch.Generator(device_of(model)).manual_seed(seed)
 
     def noise(logits: Tensor) -> Tensor:
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-        return logits / temperature - torch.log(-torch.log(uniform.clamp_min(1e-20)))
+        return logits - torch.log(-torch.log(uniform.clamp_min(1e-20)))
 
     return _decoded(_walk, model, source, target, max_hops, noise=noise, **options)
 

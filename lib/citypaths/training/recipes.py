@@ -111,11 +111,9 @@ LADDER: dict[float, str] = {0.25: "", 0.5: "", 1.0: "gru", 2.0: "gru-wide", 4.0:
 # Notebooks 05 and 06: other networks. Of the size where they name no batch or rate: None.
 OTHERS: dict[str, tuple[dict[str, Any], int | None, float | None, tuple[float, ...]]] = {
     # arm and model: settings, tokens a batch, learning rate, budgets
-    "value": (
-        {"finest": 0.01, "inside": 0.0}, 4_096, None, (4.63e10, 3.083e11, 7.71e11, 1.54141e13),
-    ),
-    "reach": ({"inside": 0.5}, 4_096, None, (4.03e10, 2.681e11, 6.701e11, 1.3401e13)),
-    "judge": ({"attempts": 2}, 2_048, None, (5.2e10, 4.4e11, 8.03e11, 1.01e13)),
+    "value": ({}, 4_096, None, (4.63e10, 3.083e11, 7.71e11, 1.54141e13)),
+    "reach": ({}, 4_096, None, (4.03e10, 2.681e11, 6.701e11, 1.3401e13)),
+    "judge": ({}, 2_048, None, (5.2e10, 4.4e11, 8.03e11, 1.01e13)),
     "planner": ({"tied": True}, None, None, (7.5e9, 4.8e11, 7.86e12, 2.5192e16)),
     "masked": (
         {"width": 0.5, "layers": 2}, None, 1.2e-2, (2.43e10, 1.558e12, 1.951e13, 5.7972e16),

@@ -1,4 +1,4 @@
-"""The tables of both READMEs, generated from the committed ledger.
+"""The tables of both READMEs and `results.csv`, generated from the committed runs.
 
 python -m studies.scoreboard.tables              # fill the tables
 python -m studies.scoreboard.tables medium 0     # publish the runs of a size and seed first
@@ -20,6 +20,7 @@ from citypaths.judging.ledger import (
     percent,
     publish,
     quantity,
+    write_csv,
 )
 from citypaths.judging.metrics import SLACK, over_few
 from studies.learning import study as learning
@@ -223,7 +224,7 @@ def fill_tables(text: str, ledger: pd.DataFrame) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
-        gap = " " if name == "slack" else "\n"
+        gap = "" if name == "slack" else "\n"
         return f"<!-- table {name} -->{gap}{table(name, ledger)}{gap}<!-- end -->"
 
     return re.sub(r"<!-- table ([\w-]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
@@ -235,6 +236,7 @@ def main(arguments: list[str]) -> None:
         size, seed = arguments
         for path in publish(size, int(seed)):
             sys.stderr.write(f"published: {path}\n")
+    write_csv(reports_dir())
     ledger = load_results(reports_dir())
     pages = (project_root() / "README.md", reports_dir() / "README.md")
     for page in filter(Path.exists, pages):

@@ -65,7 +65,7 @@ FEEDBACK_GRID = [
     {"loops": 2, "endpoints": "prefix"},
 ]
 MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
-PLANNER_GRID = [{}, {"tied": True, "coordinates": "raw"}, {"endpoints": "prefix", "softmaxes": 3}]
+PLANNER_GRID = [{}, {"tied": True}]
 MODELS += [("planner", {"width": WIDTH} | options) for options in PLANNER_GRID]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 

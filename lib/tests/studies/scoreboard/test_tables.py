@@ -84,7 +84,7 @@ def test_tables_are_filled_from_the_ledger():
     assert fill_tables(filled, ledger) == filled
     parts = [" -->.\n\n<!--", "\n\nBetween.\n\n", "\nAfter, with <!-- a comment -->."]
     assert all(part in filled for part in parts)
-    assert f"paths <!-- table slack --> at most {100 * SLACK:g} % longer than" in filled
+    assert f"paths <!-- table slack -->at most {100 * SLACK:g} % longer than" in filled
 
 
 def test_an_unknown_table_is_named():
