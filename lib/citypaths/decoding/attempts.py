@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.special import gammaln
@@ -171,10 +172,8 @@ class _Drawing:
     def _look_up(self, at: Tensor, to: Tensor) -> None:
         """Look up the hops from rows `at` to cities `to`."""
         cities = self.model.cities
-        keys = torch.unique((self.query[at] * cities + self.out[at, -1]) * cities + to)
-        known = torch.cat([self.known, keys.new_full((1,), -1)])
-        new = keys[known[torch.searchsorted(self.known, keys)] != keys]
-        self.known = torch.cat([self.known, new]).sort().values
+        hops = (self.query[at] * cities + self.out[at, -1]) * cities + to
+        self.known = torch.cat([self.known, hops]).unique()
 
     def _branch(self, row: Tensor, city: Tensor, log_p: Tensor) -> None:
         """Make a row of each distinct prefix; end those that arrive, and those without a hop."""
@@ -211,38 +210,22 @@ def best_of(
 ) -> Found:
     """Draw `n` attempts at each query and keep the one of least energy, on ties the most drawn.
 
-    Options are those of `draw`: `checked_by`, `seed`. Each distinct path is scored
-    once, and a hop that was looked up is known.
+    Each distinct path is scored once. A scorer that looks hops up pays for each distinct hop of a
+    query, unless drawing looked them up. Options: `checked_by` and `seed`, as for `draw`.
     """
     began = time.perf_counter()
-    attempts = draw(model, source, target, max_hops, n, **options)
-    energies, flops, lookups = scored(attempts, scorer, source, target)
-    found = attempts.paths.take(_first_of_least(attempts, energies))
-    spent = np.zeros(len(found))
-    return Found(found, flops, lookups, spent, time.perf_counter() - began)
-
-
-def scored(
-    attempts: Attempts, scorer: Scorer, source, target
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the energies [A] of attempts, and each query's FLOPs and look-ups, scoring included.
-
-    A scorer that looks up hops pays for each distinct hop of a query that is not known yet.
-    """
     source, target = np.asarray(source, np.int64), np.asarray(target, np.int64)
+    attempts = draw(model, source, target, max_hops, n, **options)
     of, paths = attempts.query, attempts.paths
     energies = scorer.score(source[of], target[of], paths)
     flops = attempts.flops + np.bincount(of, scorer.flops(paths), minlength=len(source))
     lookups = attempts.lookups
     if not len(attempts.hops) and scorer.lookups(paths).any():
         lookups = lookups + np.bincount(attempts.used_hops()[:, 0], minlength=len(source))
-    return energies, flops, lookups
-
-
-def _first_of_least(attempts: Attempts, energies: np.ndarray) -> np.ndarray:
-    """The attempt [queries] of least energy of each query; the most drawn of a query come first."""
-    order = np.lexsort((np.arange(len(energies)), energies, attempts.query))
-    return order[np.unique(attempts.query[order], return_index=True)[1]]
+    order = np.lexsort((np.arange(len(of)), energies, of))
+    best = order[np.unique(of[order], return_index=True)[1]]
+    spent = np.zeros(len(source))
+    return Found(paths.take(best), flops, lookups, spent, time.perf_counter() - began)
 
 
 def expected_best(
@@ -259,15 +242,15 @@ def expected_best(
     Raises:
         ValueError: an N above the number of attempts drawn.
     """
-    queries, cell = len(attempts.flops), _ranked(attempts.query, energies)
+    queries = len(attempts.flops)
+    cell = pd.Series(energies).groupby([attempts.query, energies]).ngroup().to_numpy()
     total = np.bincount(attempts.query, attempts.count, minlength=queries)
     ns = np.asarray(ns)
     if ns.max() > total.min():
         raise ValueError(f"at most {int(total.min())} attempts were drawn, not {ns.max()}")
-    order, first = np.unique(cell, return_index=True)[0], np.zeros(0)
-    count = np.bincount(cell, attempts.count)[order]
-    share = np.bincount(cell, attempts.count * good)[order] / count
-    query = np.zeros(len(order), np.int64)
+    count = np.bincount(cell, attempts.count)
+    share = np.bincount(cell, attempts.count * good) / count
+    query = np.zeros(len(count), np.int64)
     query[cell] = attempts.query
     before = np.cumsum(count) - count
     first = np.searchsorted(query, np.arange(queries))
@@ -277,16 +260,6 @@ def expected_best(
         chance = _none_better(left, n, total[query]) - _none_better(left - count, n, total[query])
         out[:, column] = np.bincount(query, chance * share, minlength=queries)
     return out
-
-
-def _ranked(query: np.ndarray, energies: np.ndarray) -> np.ndarray:
-    """Number the distinct (query, energy) pairs in ascending order, int64 [A]."""
-    order = np.lexsort((energies, query))
-    new = np.ones(len(order), np.int64)
-    new[1:] = (np.diff(query[order]) > 0) | (energies[order][1:] != energies[order][:-1])
-    cell = np.empty(len(order), np.int64)
-    cell[order] = np.cumsum(new) - 1
-    return cell
 
 
 def _none_better(left: np.ndarray, n: int, total: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from toys import START, STEP, ExactValue, Markov, every_path
 
 from citypaths import decoding
 from citypaths.decoding import PathLength, in_parts
-from citypaths.decoding.attempts import Attempts
+from citypaths.decoding.attempts import Attempts, stitch
 from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 
@@ -144,7 +144,7 @@ def test_a_closed_book_verifier_pays_for_its_look_ups(model, six):
 
 def test_stitching_joins_what_no_attempt_took_whole(six):
     hops = np.array([[0, 0, 1], [0, 1, 3], [0, 3, 5], [0, 0, 5], [1, 0, 1], [1, 2, 3]])
-    paths = decoding.stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
+    paths = stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
     assert paths[0].tolist() == [0, 1, 3, 5] and not len(paths[1])
 
 
