@@ -59,9 +59,12 @@ def beam_lines(graph: CityGraph, queries: int = 64, rounds: int = 5) -> list[Lin
     """
     pairs = draw_sample(graph, queries).pairs[:queries]
     calls = {}
-    for name, settings in {"transformer": {"layers": LAYERS, "heads": HEADS}, "rnn": {}}.items():
+    for name, settings in {
+        "transformer": {"layers": LAYERS, "heads": HEADS},
+        "rnn": {"tied": True},
+    }.items():
         torch.manual_seed(0)
-        model = build(name, graph, width=WIDTH, tied=True, **settings).eval()
+        model = build(name, graph, width=WIDTH, **settings).eval()
         calls[f"{name}, batched"] = _beam(model, pairs, len(pairs))
         calls[f"{name}, one by one"] = _beam(model, pairs, 1)
     peer = "transformers"

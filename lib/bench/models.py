@@ -29,9 +29,9 @@ Call = Callable[[], Any]
 WIDTH, LAYERS, HEADS = 256, 4, 8
 CITIES, PATHS, STEPS = 1_000, 32, 64
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "transformer": ("transformer", {"heads": HEADS}),
-    "feedback": ("feedback", {"heads": HEADS}),
-    "lstm": ("rnn", {"cell": "lstm", "tied": True}),
+    "transformer": ("transformer", {"layers": LAYERS, "heads": HEADS}),
+    "feedback": ("feedback", {"layers": LAYERS, "heads": HEADS}),
+    "lstm, one layer": ("rnn", {"cell": "lstm", "tied": True}),
 }
 
 
@@ -83,7 +83,7 @@ def training_lines(graph: CityGraph, rounds: int) -> list[Line]:
 
 def _training(graph: CityGraph, batch: Batch, name: str, settings: dict[str, Any]) -> Call:
     torch.manual_seed(0)
-    model = build(name, graph, width=WIDTH, layers=LAYERS, **settings)
+    model = build(name, graph, width=WIDTH, **settings)
     return _pass(model, lambda: model.loss(batch))
 
 

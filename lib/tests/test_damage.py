@@ -48,7 +48,8 @@ from citypaths.judging.ledger import record
 from citypaths.map.graph import CityGraph, build_graph
 from citypaths.notebooks import RunnerError, execute
 from citypaths.sizes import SIZES
-from citypaths.training.loop import load_history, train
+from citypaths.training.checkpoints import load_history
+from citypaths.training.loop import train
 
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 PAGE = LIBRARY.parent / "reports" / "reliability.md"

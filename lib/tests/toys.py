@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from citypaths.decoding import PathLength
 from citypaths.map.graph import CityGraph
@@ -121,3 +125,11 @@ class Recorder:
 
     def lookups(self, paths):
         return self.exact.lookups(paths)
+
+
+def counted_flops(call: Callable[[], Any]) -> int:
+    """Return the operations torch counts while `call` runs (fused RNN kernels escape it)."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention escapes too
+        call()
+    return counter.get_total_flops()

@@ -180,9 +180,9 @@ def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: i
 class CityInput(nn.Module):
     """Turn cities and the query into input vectors [..., width].
 
-    `ids` learns one vector a city; `coordinates` adds a projection of fixed features. With
-    `endpoints="every_step"` the target's vector (through a projection of its own) joins each step;
-    with "prefix" the target is seen once, before the source.
+    One vector a city is learned; `coordinates` adds a projection of fixed features of where it is.
+    With `endpoints="every_step"` the target's vector (through a projection of its own) joins each
+    step; with "prefix" the target is seen once, before the source.
     """
 
     def __init__(
@@ -190,17 +190,14 @@ class CityInput(nn.Module):
         graph: CityGraph,
         width: int,
         *,
-        ids: bool = True,
         coordinates: Coordinates = "none",
         endpoints: Endpoints = "every_step",
     ) -> None:
         super().__init__()
         if endpoints not in ("every_step", "prefix"):
             raise ValueError(f"endpoints are fed every_step or as a prefix, not {endpoints!r}")
-        if not ids and coordinates == "none":
-            raise ValueError("a model without ids needs coordinates")
         self.every_step = endpoints == "every_step"
-        self.embedding = nn.Embedding(len(graph), width) if ids else None
+        self.embedding = nn.Embedding(len(graph), width)
         self.register_buffer(
             "place", coordinate_features(graph, coordinates, width), persistent=False
         )
@@ -210,17 +207,12 @@ class CityInput(nn.Module):
         self.as_target = nn.Linear(width, width, bias=False)
         self.flops = 2 * width * self.place.shape[1]
         self.goal_flops = self.flops + 2 * width * width
-        if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=0.5)
+        nn.init.normal_(self.embedding.weight, std=0.5)
 
     def city(self, ids: Tensor) -> Tensor:
         """Return vectors [..., width] for ids [...]."""
-        parts = []
-        if self.embedding is not None:
-            parts.append(self.embedding(ids))
-        if self.locate is not None:
-            parts.append(self.locate(self.place[ids]))
-        return sum(parts[1:], parts[0])
+        learned = self.embedding(ids)
+        return learned if self.locate is None else learned + self.locate(self.place[ids])
 
     def forward(self, city: Tensor, goal: Tensor) -> Tensor:
         """Return inputs for cities [...] with a goal vector that broadcasts ([..., width])."""

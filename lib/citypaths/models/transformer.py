@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import register
-from citypaths.models.cache import Cache
-from citypaths.models.sequence import Memory, SequenceModel
+from citypaths.models.sequence import Cache, Memory, SequenceModel
 
 CONTEXT = 32  # cities attended, for counting operations: attention is a few per cent of them
 
@@ -65,22 +64,22 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm layer: attention, then a feed-forward network of `expansion` times the width.
+    """A pre-norm layer: attention, then a feed-forward network of four times the width.
 
     Output matrices start 1 / sqrt(2 depth) smaller (Radford et al. 2019), `depth` being the
     layers in all.
     """
 
-    def __init__(self, width: int, heads: int, depth: int, expansion: int = 4) -> None:
+    def __init__(self, width: int, heads: int, depth: int) -> None:
         super().__init__()
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.up = nn.Linear(width, expansion * width)
-        self.down = nn.Linear(expansion * width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
         with torch.no_grad():
             for shrunk in (self.attention.out, self.down):
                 shrunk.weight /= (2 * depth) ** 0.5
-        self.flops = 2 * width * width * (4 + 2 * expansion) + 4 * width * CONTEXT
+        self.flops = 24 * width * width + 4 * width * CONTEXT
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Return x [B, T, width] after the layer, and the keys and values of all cities so far."""
@@ -106,7 +105,7 @@ class Transformer(SequenceModel):
 
     Args:
         graph: decides the vocabulary and the coordinates.
-        width, layers, heads: size of the stack. expansion: of the feed-forward networks.
+        width, layers, heads: size of the stack.
         others: see `SequenceModel` and `CityInput`.
     """
 
@@ -117,11 +116,10 @@ class Transformer(SequenceModel):
         width: int = 128,
         layers: int = 3,
         heads: int = 4,
-        expansion: int = 4,
         **others: Any,
     ) -> None:
         super().__init__(graph, width, **others)
-        blocks = (Block(width, heads, layers, expansion) for _ in range(layers))
+        blocks = (Block(width, heads, layers) for _ in range(layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
 

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from citypaths.files import DataFileError, read_sealed
+from citypaths.files import DataFileError, atomic_write, read_sealed
 from citypaths.models import PathModel, build
 
 
@@ -43,12 +44,15 @@ def unpack(tensors: dict[str, Tensor], model: PathModel, optimizer: torch.optim.
         torch.cuda.set_rng_state(tensors["random_cuda"], device)
 
 
-def seal(
-    head: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors on the CPU and the metadata, with a digest, that make a checkpoint."""
+def write_checkpoint(path: Path, head: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a head and tensors as one file with a digest of both, whole or not at all."""
     copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return copies, {"run": json.dumps(head | {"sha256": _digest(head, copies)})}
+    metadata = {"run": json.dumps(head | {"sha256": _digest(head, copies)})}
+    with atomic_write(path) as part:
+        try:
+            save_file(copies, part, metadata=metadata)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
 
 
 def _weights(model: PathModel) -> dict[str, Tensor]:

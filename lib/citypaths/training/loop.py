@@ -16,8 +16,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,36 +23,15 @@ from citypaths.data.batches import Batch, Batches, own_input
 from citypaths.data.dataset import Dataset
 from citypaths.files import (
     DataFileError,
-    atomic_write,
     digest,
     remove_parts,
     sealed,
     write_json,
 )
 from citypaths.models import PathModel, build
-from citypaths.training.checkpoints import (
-    load_history,
-    load_trained,
-    pack,
-    read_checkpoint,
-    seal,
-    unpack,
-)
-from citypaths.training.compute import training_flops
+from citypaths.training.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
 from citypaths.training.distributed import Team, join
 from citypaths.training.settings import TrainSettings
-
-__all__ = [
-    "Diverged",
-    "Evaluate",
-    "TrainSettings",
-    "Trained",
-    "load_history",
-    "load_trained",
-    "own_input",
-    "read_checkpoint",
-    "train",
-]
 
 LOG_EVERY = 20
 CLIP = 1.0  # largest norm of the gradient
@@ -98,7 +75,7 @@ def train(
     batch; all return the same. Rank 0 alone evaluates, and reads and writes the folder. Batches do
     not depend on the number of processes, and a checkpoint may be gone on from with another number
     of them. With the same number a stopped run ends with the same bits. With another, weights
-    agree to rounding, unless torch draws at random (dropout, `own_input`): one process goes on
+    agree to rounding, unless torch draws at random (noise, `own_input`): one process goes on
     from the state saved, several seed each step from (seed, step, rank).
 
     Raises:
@@ -113,9 +90,15 @@ def train(
     with team.hold(folder / ".lock"):
         run.resume()
         run.go()
-    history = pd.DataFrame(run.history)
-    spent = training_flops(model, run.tokens, run.extra)
-    return Trained(model, history, run.step, spent, run.seconds, folder)
+    forwards = 1.0 if settings.own_input else 0.0
+    spent = training_flops(model, run.tokens, forwards)
+    return Trained(model, pd.DataFrame(run.history), run.step, spent, run.seconds, folder)
+
+
+def training_flops(model: PathModel, tokens: int, more_forwards: float = 0.0) -> int:
+    """Return operations to train on `tokens` steps, with any further forward passes."""
+    per_step = model.training_flops_per_step + more_forwards * model.flops_per_step()
+    return int(per_step * tokens)
 
 
 class _Run:
@@ -136,7 +119,6 @@ class _Run:
         )
         self.step, self.tokens, self.seconds, self.finished = 0, 0, 0.0, False
         self.history: list[dict[str, float]] = []
-        self.extra = 1.0 if settings.own_input else 0.0
         on_cuda = device.type == "cuda"
         self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
         compiled = on_cuda if settings.compile is None else settings.compile
@@ -244,12 +226,7 @@ class _Run:
         if path == self._file:
             # The history goes first: beside a finished checkpoint, which is final, it is whole.
             write_json(self.folder / "history.json", sealed(head))
-        with atomic_write(path) as part:
-            copies, metadata = seal(head, pack(self.model, self.optimizer))
-            try:
-                save_file(copies, part, metadata=metadata)
-            except SafetensorError as error:  # such as a full disk
-                raise OSError(str(error)) from error
+        write_checkpoint(path, head, pack(self.model, self.optimizer))
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one; rank 0 reads it for all."""

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
     main.add_argument(
-        "--arms", nargs="+", choices=list(recipes.EPISODES), help="default: the size's"
+        "--arms", nargs="+", choices=list(recipes.TABLE["episodes"]), help="default: the size's"
     )
     main.add_argument("--seeds", nargs="+", type=int, help="default: as many as the size has")
     main.add_argument("--exams", type=int, help="episodes of each exam (default: the size's dial)")

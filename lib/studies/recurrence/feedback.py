@@ -84,7 +84,7 @@ class FeedbackTransformer(SequenceModel):
         """Return logits [B, T, V] after some parallel sweeps towards the exact ones.
 
         The first sweep takes the inputs for memories, each later one the memories of the sweep
-        before. After n sweeps the first n steps are exact (steps of the prefix and loops count).
+        before. After n sweeps the first n steps are exact (steps of loops count).
 
         Raises:
             ValueError: fewer than one sweep.
@@ -97,7 +97,7 @@ class FeedbackTransformer(SequenceModel):
             states = self._stack(x, joined(self._empty(len(x)), memory), bias)
             memory = self._remember(states)
         top = self.norm(states[-1][:, self.loops - 1 :: self.loops])
-        return self.head(self.without_prefix(top))
+        return self.head(top)
 
     def bias(self, first: int, steps: int, memories: int) -> Tensor:
         """Return [H, steps, 1 + memories]: minus how far memories are, minus infinity if not past.

@@ -34,7 +34,8 @@ def evolve(
     """Evolve `population` paths a query, as many children a generation; return the best of each.
 
     Args:
-        fitness: energies of paths that arrive. checked_by: see `Population`.
+        fitness: energies of paths that arrive; hops that it looks up are counted.
+        checked_by: draws take no hop that is no edge of this graph, and look hops up.
 
     Raises:
         ValueError: an empty population, or queries that are not pairs.

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citypaths.models.cache import Cache
+from citypaths.models.sequence import Cache
 from citypaths.models.transformer import Rotary
 
 

@@ -130,7 +130,7 @@ def test_break_even_by_hand(rows):
     assert table[CACHE, 0, 1000] > table[ALONE, 1, 1000]
 
 
-def test_the_sentence_says_the_numbers(rows):
+def test_the_sentence_says_the_numbers(rows, monkeypatch):
     text = worth.sentence(rows)
     assert text.startswith("With 10 % learned (3 seeds), learning the others too changes success")
     assert "by +40.0 points and caching them by +20.0 (value 2.00 (1.60 to " in text
@@ -138,7 +138,9 @@ def test_the_sentence_says_the_numbers(rows):
     assert "rather than cache at every share tried, rather than stitch at none" in text
     assert "at 0 % after 18 queries, against stitching never." in text
     worse = rows.assign(success=rows["success"].where(rows["method"] != CACHE, 0.3))
-    some = worth.sentence(worse[worse["seed"] == 1], near=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(worth, "NEAR", 0.5)
+        some = worth.sentence(worse[worse["seed"] == 1])
     assert some.startswith("With 50 % learned (one seed)") and worth.NO_HELP in some
     assert "rather than cache at every share" in some
     ahead = rows["success"].where((rows["method"] != CACHE) | (rows["share"] > 0), 0.7)

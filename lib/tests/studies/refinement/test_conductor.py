@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import counted_flops
 
 from citypaths.data.batches import IGNORE, batch_of
 from citypaths.decoding import greedy
@@ -16,7 +17,6 @@ from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import PathModel, build, registered
 from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
 from studies.refinement import conduct
 

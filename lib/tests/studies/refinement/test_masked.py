@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import counted_flops
 
 from citypaths.data.batches import batch_of
 from citypaths.judging.metrics import judge
@@ -17,7 +18,6 @@ from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build, registered
 from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
 from studies.refinement import masked, refine_masked
 from studies.refinement.masked import Masked, lowest, read_out

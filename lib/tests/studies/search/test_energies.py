@@ -12,7 +12,8 @@ from citypaths.decoding import LOST, Likelihood, PathLength, Sum
 from citypaths.files import data_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.paths import Paths
-from citypaths.training.loop import TrainSettings, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, train
 from studies.search.energies import Judge, Reverse, _shared_hops, reversed_batch
 
 MODEL = {"cell": "gru", "width": 16, "tied": True}

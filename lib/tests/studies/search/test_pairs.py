@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from toys import ExactValue, same
+from toys import ExactValue, counted_flops, same
 
 from citypaths.data.batches import Batch, batch_of
 from citypaths.decoding import LOST
@@ -17,8 +17,8 @@ from citypaths.map.graph import jittered, rounded
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build, registered
-from citypaths.training.compute import counted_flops, training_flops
-from citypaths.training.loop import TrainSettings, _Run, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, _Run, train, training_flops
 from studies.search import pairs as pairs_module
 from studies.search.energies import Doubt, Inconsistency
 from studies.search.pairs import MOST_HOPS, CostToGo, HopsToGo

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from toys import ExactValue
+from toys import ExactValue, counted_flops
 
 from citypaths.data.batches import batch_of
 from citypaths.decoding import Likelihood, PathLength, Sum, beam, best_of, greedy, stitched
@@ -17,7 +17,6 @@ from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.models import build
 from citypaths.sizes import get_size
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import Trained, TrainSettings, train
 from studies.search.energies import Inconsistency
 from studies.search.evolution import evolve

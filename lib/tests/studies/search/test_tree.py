@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import START, STEP, ExactValue, lists, markov, same, spent
+from toys import START, STEP, ExactValue, counted_flops, lists, markov, same, spent
 
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph, build_graph
 from citypaths.map.paths import Found
 from citypaths.models import build
-from citypaths.training.compute import counted_flops
 from studies.search import tree, worlds
 from studies.search.tree import beam_with_value, grown, mcts
 from studies.search.worlds import LatentWorld, MapWorld, enter
