@@ -17,7 +17,8 @@ from citypaths.judging.ledger import load_results, record
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph, load_graph
 from citypaths.sizes import SIZES
-from citypaths.training.loop import TrainSettings, load_history, load_trained, train
+from citypaths.training.checkpoints import load_history, load_trained
+from citypaths.training.loop import TrainSettings, train
 
 SETTINGS = TrainSettings(steps=6, batch_tokens=256, evaluations=3, save_seconds=0)
 FILES = {
@@ -77,7 +78,6 @@ def model_of(home: Path) -> list:
     return [(name, value.numpy().tobytes()) for name, value in model.state_dict().items()]
 
 
-MACHINES = ["commit", "dirty", "threads"]  # of the code and the machine
 READERS: dict[str, Callable[[Path], Any]] = {
     "graph": graph_of,
     "shard": rows_of,
@@ -85,7 +85,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "contained flags": lambda home: dataset_of(home).queries("test")[1].tobytes(),
     "checkpoint": model_of,
     "history": lambda home: load_history(home / "model").to_json(),
-    "ledger run": lambda home: load_results().drop(columns=MACHINES).to_json(),
+    "ledger run": lambda home: (
+        load_results().drop(columns=["commit", "dirty", "threads"]).to_json()
+    ),
 }
 
 
