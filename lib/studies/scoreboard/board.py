@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from citypaths.judging.ledger import (
@@ -22,6 +21,10 @@ from citypaths.plots import FAINT, INK
 
 # Ablations, curves, and edited maps: what has figures of its own, or is of other queries.
 ASIDE = ("waterfall", "priors", "ladder", "curve", "closures", "bridges")
+HUES = (  # of the families, in their order
+    *("#aab4bd", "#4c72b0", "#55a868", "#a9d18e", "#dd8452", "#c44e52"),
+    *("#f2a2a4", "#2aa7b8", "#8172b3", "#d4b03c", "#8c5a3c", "#da8bc3"),
+)
 ALIKE = ["model", "method", "regime", "verifier", "loops", "share"]
 NUMBERS = ["parameters", "training_flops", "inference_flops", "lookups", "expansions"]
 NUMBERS += ["operations", "seconds_per_query", "success", "hard_success", "optimal"]
@@ -80,7 +83,7 @@ def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure
     """Draw success against operations, a panel a regime, a colour a family, the frontier joined."""
     size = {"figsize": (13.5, 4.6), "layout": "constrained", "sharex": True, "sharey": True}
     fig, axes = plt.subplots(1, len(REGIMES), **size)
-    hues = dict(zip(FAMILIES, sns.color_palette("Paired", len(FAMILIES)), strict=True))
+    hues = dict(zip(FAMILIES, HUES, strict=True))
     classical = frontier(rows[rows["model"] == "none"], success)
     for ax, regime in zip(axes, REGIMES, strict=True):
         part = rows[rows["regime"] == regime]
@@ -104,7 +107,9 @@ def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure
 
 
 def _named(row: pd.Series) -> str:
-    return row["method"] if row["model"] == "none" else f"{row['model']}, {row['method']}"
+    names = [] if row["model"] == "none" else [row["model"]]
+    share = [] if np.isnan(row["share"]) else [f"share {row['share']:g}"]
+    return ", ".join([*names, row["method"], *share])
 
 
 def board(rows: pd.DataFrame) -> pd.DataFrame:
