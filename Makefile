@@ -20,7 +20,7 @@ NBVAL := --nbval-lax --nbval-sanitize-with lib/tests/nbval.cfg --nbval-current-e
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Command lines and the benchmark change no result, nor does the place where it is made.
-ASIDE := notebooks cluster sweeps apart data/workers
+ASIDE := notebooks cluster data/workers
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py lib/studies/*/*.py))
 
 .DEFAULT_GOAL := help

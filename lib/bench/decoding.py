@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.models import Call, Line, interleaved, one_thread
+from bench import Call, Line, interleaved, one_thread
 from citypaths import decoding
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph

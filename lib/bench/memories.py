@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.models import Line, interleaved, one_thread
+from bench import Line, interleaved, one_thread
 from studies.episodes import MEMORIES, Memory, make_memory, numbers_held
 from studies.memory import KeyValueCache
 

@@ -6,26 +6,23 @@ Wang) and labml-nn.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+import studies.recurrence  # noqa: F401  it registers its models
+from bench import Call, Line, interleaved, one_thread
 from citypaths import decoding
 from citypaths.data.batches import Batch
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph
-from citypaths.models import build, registered
+from citypaths.models import build
 from citypaths.models.base import nats
 from studies.city_map.survey import draw_sample
 
-Line = tuple[str, str, str]
-Call = Callable[[], Any]
 WIDTH, LAYERS, HEADS = 256, 4, 8
 CITIES, PATHS, STEPS = 1_000, 32, 64
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,6 +30,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "feedback": ("feedback", {"layers": LAYERS, "heads": HEADS}),
     "lstm, one layer": ("rnn", {"cell": "lstm", "tied": True}),
 }
+DECODED = ("rnn", "transformer", "feedback", "looped", "top_recurrent", "act", "ponder")
 
 
 def bench_models(rounds: int = 7) -> list[Line]:
@@ -41,28 +39,6 @@ def bench_models(rounds: int = 7) -> list[Line]:
     graph = build_graph(populous, 150)
     with one_thread():
         return training_lines(graph, rounds) + decoding_lines(graph)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread within the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each call, made in turn so that all see the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(1 + rounds):  # the first warms up
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - began)
-    return {name: float(np.median(each[1:])) for name, each in times.items()}
 
 
 def training_lines(graph: CityGraph, rounds: int) -> list[Line]:
@@ -153,10 +129,10 @@ def _labml(cities: int, batch: Batch) -> dict[str, Call]:
 
 
 def decoding_lines(graph: CityGraph, queries: int = 256, hops: int = 30) -> list[Line]:
-    """Time greedy decoding of a query by every registered model, untrained, of default size."""
+    """Time greedy decoding of a query by every model, untrained, of default size."""
     pairs = draw_sample(graph, queries).pairs[:queries]
     calls = {}
-    for name in registered():
+    for name in DECODED:
         torch.manual_seed(0)
         model = build(name, graph).eval()
         calls[name] = lambda m=model: decoding.greedy(m, *pairs.T, hops, batch=queries)

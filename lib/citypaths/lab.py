@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -115,8 +114,7 @@ def train_arm(
     """
     chosen = (recipe(size, arm) if isinstance(arm, str) else arm).changed(**changes)
     settings, model = chosen.training(dataset.graph, seed), {**chosen.settings, **chosen.variant}
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    decides = {"name": chosen.model, "model": model, "train": trained}
+    decides = {"name": chosen.model, "model": model, "train": settings.decisive}
     key = digest(decides | {"data": dataset.recipe.to_json()})
     folder = size.folder / "models" / f"{chosen.arm.replace(', ', '-')}-seed{seed}-{key}"
     return train(chosen.model, dataset, folder, settings, model, evaluate, device())

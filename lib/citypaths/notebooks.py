@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from nbformat import NotebookNode
 from papermill.cli import _resolve_type as parse_value
 from papermill.exceptions import PapermillExecutionError
 
-from citypaths.files import DataFileError, atomic_write, project_root, write_bytes, write_json
+from citypaths.files import DataFileError, atomic_write, lock, project_root, write_bytes, write_json
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"(File |Cell In|-+> ?\d+)")
@@ -121,10 +120,9 @@ def only_writer(out: Path) -> Iterator[None]:
     Raises:
         RunnerError: another run holds it.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".lock"), "w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(lock(out.with_suffix(".lock"), wait=False))
         except BlockingIOError:
             raise RunnerError(f"another run is writing {out}: wait for it or stop it") from None
         yield

@@ -22,6 +22,7 @@ import torch
 from citypaths.files import (
     DataFileError,
     atomic_write,
+    digest,
     lock,
     project_root,
     records_dir,
@@ -31,7 +32,7 @@ from citypaths.files import (
     write_bytes,
     write_json,
 )
-from citypaths.sizes import SIZES, Size, digest, settings_of
+from citypaths.sizes import SIZES, Size, settings_of
 
 # What each column holds: text ("" is none), a flag, a number, or a share from 0 to 1.
 COLUMNS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from citypaths.files import DataFileError, atomic_write, read_sealed
+from citypaths.files import DataFileError, atomic_write, read_sealed, sha256
 from citypaths.models import PathModel, build
 
 
@@ -64,11 +63,11 @@ def _weights(model: PathModel) -> dict[str, Tensor]:
 
 def _digest(head: dict, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of everything in a checkpoint: safetensors itself would not notice a flipped bit."""
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    parts = [json.dumps(head, sort_keys=True).encode()]
     for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        parts.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        parts.append(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256(*parts)
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:

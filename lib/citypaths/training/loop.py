@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,8 @@ class _Run:
     @property
     def identity(self) -> dict:
         """What must agree between a checkpoint and a run that goes on from it."""
-        recipe = self.batches.dataset.recipe.to_json()
-        trained = {k: v for k, v in asdict(self.settings).items() if k != "save_seconds"}
-        identity = {"model": self.model.settings, "train": trained, "dataset": recipe}
+        data = self.batches.dataset.recipe.to_json()
+        identity = {"model": self.model.settings, "train": self.settings.decisive, "dataset": data}
         return json.loads(json.dumps(identity))  # tuples become lists, as in the file
 
     def go(self) -> None:

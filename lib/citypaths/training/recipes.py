@@ -180,7 +180,7 @@ TABLE: dict[str, dict[str, Row]] = {
     "refinement": {
         "masked": Row(
             "masked", {"width": HALF, "layers": 2},
-            (2.43e10, 1.558e12, 1.951e13, 5.7972e16), rate=(1.2e-2,) * 4,
+            (2.43e10, 1.558e12, 1.959e13, 5.8005e16), rate=(1.2e-2,) * 4,
         ),
         "conductor": Row(
             "conductor", {"width": WIDTH},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Schedule = Literal["cosine", "constant-decay"]
 WARM_SHARE = 0.05  # of the steps, before the cosine
@@ -46,6 +46,11 @@ class TrainSettings:
             raise ValueError(f"training takes at least one step, not {self.steps}")
         if self.schedule not in ("cosine", "constant-decay"):
             raise ValueError(f"schedule is cosine or constant-decay, not {self.schedule!r}")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides the outcome: all but how often it is saved."""
+        return {k: v for k, v in asdict(self).items() if k != "save_seconds"}
 
     @property
     def stable_steps(self) -> int:

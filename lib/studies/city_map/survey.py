@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from citypaths.data.dataset import make_dataset, recipe_digest
+from citypaths.data.dataset import make_dataset
 from citypaths.data.splits import SPLITS, recipe_for
+from citypaths.files import digest
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
 from citypaths.lab import size_dataset
@@ -220,7 +221,7 @@ def leak_by_training_size(size: Size, graph: CityGraph) -> pd.DataFrame:
     rows = []
     for goal in np.geomspace(size.train / 16, size.train, 5).round().astype(int):
         recipe = recipe_for(graph, train=int(goal), valid=0, test=size.test, seed=1)
-        smaller = make_dataset(graph, recipe, size.folder / "leak" / recipe_digest(recipe))
+        smaller = make_dataset(graph, recipe, size.folder / "leak" / digest(recipe.to_json(), 12))
         held, inside = smaller.queries("test")
         row = {"training paths": smaller.counts["train"], "queries": len(held)}
         row |= {"contained": inside.mean(), "hops, contained": held.hops[inside].mean()}

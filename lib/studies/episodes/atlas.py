@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from citypaths.files import sha256
 from citypaths.map.great_circle import great_circle_km, unit_sphere
 
 SPREAD = 4  # a map's cities are drawn from so many times as many places around its centre
@@ -40,7 +40,7 @@ class Atlas:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the positions."""
-        return hashlib.sha256(self.lat.tobytes() + self.lon.tobytes()).hexdigest()[:16]
+        return sha256(self.lat.tobytes(), self.lon.tobytes())[:16]
 
     @cached_property
     def _sphere(self) -> tuple[np.ndarray, cKDTree]:

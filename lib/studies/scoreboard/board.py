@@ -95,10 +95,8 @@ def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure
         for name, group in part.groupby("family"):
             ax.scatter(group["operations"], group[success], s=22, color=hues[name], label=name)
         ax.set(xscale="log", xlabel="operations a query", ylim=(-0.02, 1.05))
-        ax.set_title(regime.replace("_", "-"))
-        if len(best):
-            text = f"best: {_named(best.iloc[-1])}"
-            ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=9)
+        text = f"\nbest: {_named(best.iloc[-1])}" if len(best) else ""
+        ax.set_title(regime.replace("_", "-") + text, fontsize=11)
     axes[0].set_ylabel(success.replace("_", " "))
     found = {k: v for ax in axes for v, k in zip(*ax.get_legend_handles_labels(), strict=True)}
     found = {name: found[name] for name in FAMILIES if name in found}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
-from citypaths.map.great_circle import EARTH_RADIUS_KM, unit_sphere
+from citypaths.map.great_circle import EARTH_RADIUS_KM
 from citypaths.models.base import Network, register
 
 HARMONICS = 4
@@ -58,9 +58,7 @@ class PairNetwork(Network):
         ValueError: edge lengths are not great-circle km (a jittered or rounded graph).
     """
 
-    inside = (
-        0.0  # share of training pairs that end at a random later city of the path, not its last
-    )
+    inside = 0.0  # share of training pairs that end at a later city of the path, not its last
 
     def __init__(self, graph: CityGraph, outputs: int, width: int) -> None:
         super().__init__()
@@ -77,9 +75,8 @@ class PairNetwork(Network):
         self.relative = nn.Linear(RELATIVE, width)
         self.inner = nn.Linear(width, width // 2)
         self.head = nn.Linear(width // 2, outputs)
-        points = unit_sphere(graph.lat, graph.lon)
-        self.spread_km = 2 * EARTH_RADIUS_KM * max(float(points.std(0).max()), 1e-6)
-        self.register_buffer("points", torch.as_tensor(points), persistent=False)
+        self.spread_km = 2 * EARTH_RADIUS_KM * max(float(graph.sphere.std(0).max()), 1e-6)
+        self.register_buffer("points", torch.as_tensor(graph.sphere), persistent=False)
         self.register_buffer("frame", _frames(graph), persistent=False)
 
     @property

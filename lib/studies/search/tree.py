@@ -211,7 +211,8 @@ def beam_with_value(world: World, source, target, max_hops: int, *, width: int =
         raise ValueError(f"width is at least 1, not {width}")
     began = time.perf_counter()
     source, target, latent, alive, spent = enter(world, source, target)
-    queries, rows, goal = len(source), torch.arange(len(source))[:, None], target[:, None]
+    queries, goal = len(source), target[:, None]
+    rows = torch.arange(queries, device=world.device)[:, None]
     # Of each partial path, best first: its city, latent and km, km to go, and all its cities.
     city, latent, togo = source[:, None], latent[:, None], world.straight(source, target)[:, None]
     km, way = torch.zeros_like(togo), source.new_full((queries, 1, max_hops + 1), -1)

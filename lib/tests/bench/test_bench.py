@@ -51,7 +51,7 @@ def test_beams_are_timed_batched_and_one_by_one_and_a_missing_peer_is_named(monk
         sizes.append(batch)
         return decoding.beam(*args, batch=batch, **options)
 
-    monkeypatch.setattr(decode_bench, "search", SimpleNamespace(beam=beam))
+    monkeypatch.setattr(decode_bench, "decoding", SimpleNamespace(beam=beam))
     lines = decode_bench.beam_lines(tennessee, queries=5, rounds=1)
     held = len(draw_sample(tennessee, 5).pairs)
     assert sizes == [held, 1, held, 1] * 2 and held > 1, (

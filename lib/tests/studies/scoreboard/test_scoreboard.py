@@ -150,4 +150,6 @@ def test_words_and_figure(ledger):
     assert said[-1] == "open-map: A* solves 50.0% of the hard queries with 1.2 k operations."
     fig = scoreboard.axes_of_compute(methods)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[:3]]
-    assert titles == ["closed-book", "checked", "open-map"]
+    best = ["gru-16, beam 8", "gru-16, best of 8", "A*"]
+    kinds = ("closed-book", "checked", "open-map")
+    assert titles == [f"{kind}\nbest: {name}" for kind, name in zip(kinds, best, strict=True)]
