@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = {
-    *(".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "constraints.txt", "data"),
+    *(
+        ".ci",
+        ".gitignore",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "constraints.txt",
+        "data",
+    ),
     *("environment.yml", "lib", "notebooks", "pyproject.toml", "reports"),
 }
 LARGEST = 2_000_000  # bytes
