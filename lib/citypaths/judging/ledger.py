@@ -162,7 +162,7 @@ def file_record(body: dict[str, Any]) -> Path:
         remove_parts(path.parent)
         remove_parts(folder, "results.csv")
         write_json(path, sealed(body))
-        _write_csv(folder)
+        write_csv(folder)
     return path
 
 
@@ -185,7 +185,7 @@ def publish(size: str, seed: int) -> list[Path]:
             write_bytes(moved[-1], path.read_bytes())
             path.unlink()
         for folder in (here, there):
-            _write_csv(folder)
+            write_csv(folder)
     return moved
 
 
@@ -302,7 +302,8 @@ def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
     return rows_of(body)
 
 
-def _write_csv(folder: Path) -> None:
+def write_csv(folder: Path) -> None:
+    """Write `results.csv`: every row of the runs in a folder."""
     with atomic_write(folder / "results.csv") as part:
         load_results(folder).to_csv(part, index=False, float_format="%.6g")
 
