@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,29 +118,6 @@ def train_arm(
     key = digest(decides | {"data": dataset.recipe.to_json()})
     folder = size.folder / "models" / f"{chosen.arm.replace(', ', '-')}-seed{seed}-{key}"
     return train(chosen.model, dataset, folder, settings, model, evaluate, device())
-
-
-def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
-    """Return one row an arm: parameters, training FLOPs and seconds, and its last evaluation."""
-    rows = {
-        name: {
-            "parameters": trained.model.parameters_count,
-            "training FLOPs": trained.training_flops,
-            "seconds": trained.seconds,
-            **trained.history.iloc[-1][["valid_loss", "legal", "arrives", "success"]],
-        }
-        for name, trained in arms.items()
-    }
-    return pd.DataFrame(rows).T
-
-
-def faults(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return how many of the queries without success show each first fault, and its share."""
-    failed = judged[~judged["success"]]
-    late = np.where(failed["arrives"], "legal, but too long", "legal, but ends elsewhere")
-    kinds = failed["illegal"].where(failed["illegal"] != "", late)
-    counts = kinds.str.replace("_", " ").value_counts().to_frame("queries")
-    return counts.assign(share=counts["queries"] / max(1, len(failed)))
 
 
 def save_figure(figure: Any, name: str) -> None:

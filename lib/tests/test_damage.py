@@ -46,10 +46,10 @@ from citypaths.data.splits import Recipe
 from citypaths.files import DataFileError, atomic_write, read_json, sealed, write_json
 from citypaths.judging.ledger import record
 from citypaths.map.graph import CityGraph, build_graph
-from citypaths.notebooks import RunnerError, execute
 from citypaths.sizes import SIZES
 from citypaths.training.checkpoints import load_history
 from citypaths.training.loop import train
+from commands.notebooks import RunnerError, execute
 
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 PAGE = LIBRARY.parent / "reports" / "reliability.md"

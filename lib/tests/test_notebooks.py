@@ -9,7 +9,7 @@ from statistics import median
 import nbformat
 import pytest
 
-from citypaths.notebooks import known_parameters, tags
+from commands.notebooks import known_parameters, tags
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

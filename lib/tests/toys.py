@@ -17,7 +17,7 @@ from citypaths.map.graph import CityGraph
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import PathModel
 
-STEP, START = 7, 3  # what `Markov` says it costs
+STEP, START = 7, 3  # what `Markov` and `Perfect` say they cost
 
 
 class Markov(PathModel):
@@ -51,6 +51,39 @@ class Markov(PathModel):
         return START
 
 
+class Perfect(PathModel):
+    """Steps along the true paths, unless a hop is `blocked`: there it goes back to the start."""
+
+    def __init__(self, onward: np.ndarray, blocked: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.onward, self.blocked = onward, blocked
+        self.weight, self.cities = nn.Parameter(torch.zeros(1)), len(onward)
+
+    def forward(self, batch, loops=None):
+        raise NotImplementedError
+
+    def start(self, source, target, loops=None):
+        return target
+
+    def step(self, city, target):
+        ahead = torch.as_tensor(self.onward)[target, city].long().clamp(min=0)
+        if self.blocked is not None:
+            ahead = torch.where(
+                (city == self.blocked[0]) & (target == self.blocked[1]), city, ahead
+            )
+        return nn.functional.one_hot(ahead, self.cities).float(), target
+
+    def reorder(self, state, index):
+        return state[index]
+
+    def flops_per_step(self, loops=None):
+        return STEP
+
+    @property
+    def flops_to_start(self):
+        return START
+
+
 def markov(cities: int, seed: int, scale: float = 2.0) -> Markov:
     return Markov(scale * np.random.default_rng(seed).normal(size=(cities, cities)))
 
@@ -70,6 +103,12 @@ def every_path(model, source, target, most, graph=None) -> dict[tuple, float]:
                     place[*path, city] = p * weight / sum(weights)
         open_ = grown
     return done | open_
+
+
+def next_cities(graph: CityGraph) -> np.ndarray:
+    """The next city of the shortest path from each city (column) to each target (row), or -1."""
+    onward = shortest_path_trees(graph, np.arange(len(graph))).next_city.T.astype(np.int64)
+    return np.where(onward < len(graph), onward, -1)
 
 
 def lists(found) -> list[list[int]]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from citypaths import decoding
 from citypaths.data.dataset import Dataset
-from citypaths.judging.methods import Scored, score
+from citypaths.judging.methods import Method, Scored, score
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import Size
@@ -43,11 +43,9 @@ def ablate(
             changes = {"variant": MODEL_PRIORS.get(name, {})} | TRAINING_PRIORS.get(name, {})
             trained = train_arm(size, dataset, recipe(size, arm, "priors"), seed, **changes)
             found = queries.decode(decoding.greedy, trained.model)
-            columns = {"model": arm, "regime": "closed_book"}
-            columns |= {"method": f"prior: {name}", "seed": seed, "budget": 1}
-            columns |= {"parameters": trained.model.parameters_count}
-            columns |= {"training_flops": trained.training_flops}
-            scored.append(score(queries, found, **columns))
+            kind = {"family": "greedy", "regime": "closed_book"}
+            method = Method.of(arm, trained, name=f"prior: {name}", **kind)
+            scored.append(score(queries, found, method, study="priors", seed=seed))
     return scored
 
 

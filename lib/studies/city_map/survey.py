@@ -105,7 +105,7 @@ def survey(graph: CityGraph, sample: Sample | None = None) -> dict[str, float]:
     Returns: cities, edges, mean_degree (edges per city), components, giant (share of cities in
     the largest component), reach (share of ordered pairs that could be joined and are: all pairs
     when two-way, west -> east when eastward), hops_mean, hops_p95, hops_max, stretch (mean network
-    over great-circle km), geo_greedy (share of sampled queries that geo-greedy solves within 5 %).
+    over great-circle km), geo_greedy (share of sampled queries that geo-greedy solves).
     """
     sample = sample or draw_sample(graph)
     label = graph.components()

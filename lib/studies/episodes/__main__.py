@@ -27,7 +27,8 @@ from citypaths.training.loop import Trained
 from studies.episodes import figures as episode_plots
 from studies.episodes import study
 from studies.episodes.atlas import Atlas
-from studies.scoreboard.memory_tables import NOTEBOOK
+
+NOTEBOOK = "07-external-memory"
 
 Runs = Mapping[tuple[str, int], Trained]
 

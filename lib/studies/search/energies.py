@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from citypaths.data.batches import Batch
 from citypaths.decoding.decode import sampled_paths
-from citypaths.decoding.likelihood import Likelihood
-from citypaths.decoding.scorers import LOST, Value
+from citypaths.decoding.scorers import LOST, Likelihood, Value
 from citypaths.files import data_dir
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Paths

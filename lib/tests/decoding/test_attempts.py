@@ -15,7 +15,7 @@ from toys import START, STEP, ExactValue, Markov, every_path
 
 from citypaths import decoding
 from citypaths.decoding import PathLength, in_parts
-from citypaths.decoding.attempts import Attempts
+from citypaths.decoding.attempts import Attempts, stitch
 from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
 
@@ -69,9 +69,9 @@ def test_a_dead_end_ends_there(chain):
     assert [p.tolist() for p in found.paths] == [[3, 4]] and found.count.tolist() == [50]
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"temperature": 0.0}, {"max_hops": 0}])
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"max_hops": 0}])
 def test_attempts_refuse(model, wrong):
-    with pytest.raises(ValueError, match="attempts at temperature"):
+    with pytest.raises(ValueError, match="attempts and hops are 1 or more"):
         decoding.draw(model, [0], [4], **({"max_hops": 3, "n": 4} | wrong))
 
 
@@ -144,7 +144,7 @@ def test_a_closed_book_verifier_pays_for_its_look_ups(model, six):
 
 def test_stitching_joins_what_no_attempt_took_whole(six):
     hops = np.array([[0, 0, 1], [0, 1, 3], [0, 3, 5], [0, 0, 5], [1, 0, 1], [1, 2, 3]])
-    paths = decoding.stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
+    paths = stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
     assert paths[0].tolist() == [0, 1, 3, 5] and not len(paths[1])
 
 

@@ -301,7 +301,7 @@ def test_the_command_line_trains_the_arm_that_the_notebook_loads(tmp_path, monke
     changes = {"train": 1500, "valid": 80, "test": 400, "budget": 2e8, "batch_tokens": 512}
     size = get_size("tiny", changes)
     dataset = lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
-    entry = ("-m", "studies.train", "--size", "tiny", "--arm", "gru-16", "lstm-32")
+    entry = ("-m", "commands.train", "--size", "tiny", "--arm", "gru-16", "lstm-32")
     log = tmp_path / "log"
     code = torchrun(log, *entry, "--seed", "3", "--overrides", json.dumps(changes)).wait(LIMIT)
     assert code == 0 and "lstm-32: 3 steps" in log.read_text(), log.read_text()

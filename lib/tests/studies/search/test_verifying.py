@@ -10,7 +10,7 @@ import pytest
 
 from citypaths.decoding import LOST, Likelihood
 from citypaths.judging.ledger import _check
-from citypaths.judging.metrics import by_hops
+from citypaths.judging.metrics import SLACK, by_hops
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import get_size
@@ -43,7 +43,7 @@ def test_what_is_drawn_is_judged_exactly(tried, tennessee):
         assert np.isfinite(tried.km[i]) == (legal and path[-1] == target and len(path) > 0)
         if np.isfinite(tried.km[i]):
             shortest = tried.queries.rows.km[tried.drawn.query[i]]
-            assert tried.good[i] == (tried.km[i] <= 1.05 * shortest)
+            assert tried.good[i] == (tried.km[i] <= (1 + SLACK) * shortest)
     assert 0 < tried.good.sum() < len(tried.good)
 
 

@@ -2,8 +2,8 @@ r"""Datasets and sweeps of notebooks on Dask workers, from the command line or f
 
     dask scheduler                               # on one machine, then on each machine a worker:
     dask worker tcp://HOST:8786 --nthreads 1     # in a checkout and an environment like these
-    python -m citypaths.cluster generate --size medium --client tcp://HOST:8786
-    python -m citypaths.cluster sweep notebooks/03-rnn-baselines.ipynb \
+    python -m commands.cluster generate --size medium --client tcp://HOST:8786
+    python -m commands.cluster sweep notebooks/03-rnn-baselines.ipynb \
         -g seed 0 1 2 -g size small --client tcp://HOST:8786
 
 Without --client the same is done here, one after another; `--client local` starts workers here.
@@ -32,7 +32,7 @@ from citypaths.data.splits import SPLITS
 from citypaths.data.workers import ClusterError, Where, connected, spread
 from citypaths.files import DataFileError, data_dir, digest, read_json, write_bytes, write_json
 from citypaths.judging import ledger
-from citypaths.notebooks import (
+from commands.notebooks import (
     RunnerError,
     check_parameters,
     exit_status,
@@ -147,7 +147,7 @@ def run_apart(
         folder = Path(made)
         notebook, out = folder / f"{name}.ipynb", folder / "out" / f"{name}.ipynb"
         notebook.write_bytes(source)
-        command = [sys.executable, "-m", "citypaths.notebooks", "run", str(notebook), str(out)]
+        command = [sys.executable, "-m", "commands.notebooks", "run", str(notebook), str(out)]
         command += ["-y", yaml.safe_dump(parameters)]
         environment = os.environ | dict.fromkeys(THREADS, "1")  # sums depend on it
         environment |= {"CITYPATHS_REPORTS": str(folder / "reports")}
@@ -169,7 +169,7 @@ def read_value(text: str) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    main = argparse.ArgumentParser(prog="python -m citypaths.cluster", description="Use workers.")
+    main = argparse.ArgumentParser(prog="python -m commands.cluster", description="Use workers.")
     commands = main.add_subparsers(dest="command", required=True)
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--client", help="tcp://HOST:8786 of a Dask scheduler, or local")

@@ -22,14 +22,14 @@ from distributed import Client
 from nbformat.v4 import new_code_cell, new_notebook
 
 import citypaths
-from citypaths import cluster
-from citypaths.cluster import sweep
 from citypaths.data import dataset, workers
 from citypaths.data.dataset import make_dataset
 from citypaths.data.workers import AHEAD, ClusterError, connected, spread
 from citypaths.files import sha256
 from citypaths.judging import ledger as results
-from citypaths.notebooks import RunnerError
+from commands import cluster
+from commands.cluster import sweep
+from commands.notebooks import RunnerError
 
 LIBRARY = Path(citypaths.__file__).parents[1]
 SMALL, SHARDS = 4, 93  # targets a shard, and so many shards of Tennessee
@@ -311,7 +311,7 @@ def test_without_the_extra_the_message_tells_what_to_install(
 
 
 def test_dask_is_imported_only_when_asked_for():
-    code = "import sys, citypaths.cluster as _; sys.exit({!r} in sys.modules)"
+    code = "import sys, commands.cluster as _; sys.exit({!r} in sys.modules)"
 
     done = subprocess.run([sys.executable, "-c", code.format("distributed")], cwd=LIBRARY)
     assert done.returncode == 0

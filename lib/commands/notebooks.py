@@ -1,10 +1,10 @@
 """Run, prepare, report and strip notebooks, from the command line or from Python.
 
-    python -m citypaths.notebooks run notebooks/01-city-dag.ipynb out/01-city-dag.ipynb -p seed 1
-    python -m citypaths.notebooks prepare -p size tiny notebooks/*.ipynb out/
-    python -m citypaths.notebooks report data/executed/medium-seed0 reports/medium
-    python -m citypaths.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
-    python -m citypaths.notebooks strip notebooks/*.ipynb
+    python -m commands.notebooks run notebooks/01-city-dag.ipynb out/01-city-dag.ipynb -p seed 1
+    python -m commands.notebooks prepare -p size tiny notebooks/*.ipynb out/
+    python -m commands.notebooks report data/executed/medium-seed0 reports/medium
+    python -m commands.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
+    python -m commands.notebooks strip notebooks/*.ipynb
 
 Papermill does the work. What is added: an output file is whole or absent, unknown parameters are
 refused, errors are short, and two runs never write the same file.
@@ -373,7 +373,7 @@ def read_parameters(pairs: list[list[str]], documents: list[str]) -> dict[str, A
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     main = argparse.ArgumentParser(
-        prog="python -m citypaths.notebooks", description="Run notebooks."
+        prog="python -m commands.notebooks", description="Run notebooks."
     )
     commands = main.add_subparsers(dest="command", required=True)
     settings = argparse.ArgumentParser(add_help=False)
