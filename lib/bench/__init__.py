@@ -44,3 +44,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def lines(
+    what: str, times: dict[str, float], unit: str, tell: Callable[[float], str], missing=()
+) -> list[Line]:
+    """Return a line for each name's seconds, as `tell` says them, with its ratio to `unit`'s."""
+    told = [(f"{what}: {n}", tell(t), f"{t / times[unit]:.2f}") for n, t in times.items()]
+    return told + [(f"{what}: {name}", "not installed", "") for name in missing]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench import Call, Line, interleaved, one_thread
+from bench import Call, Line, interleaved, lines, one_thread
 from citypaths import decoding
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph
@@ -72,13 +72,9 @@ def beam_lines(graph: CityGraph, queries: int = 64, rounds: int = 5) -> list[Lin
     if not missing:
         calls |= _hugging_face(len(graph), pairs)
     times = interleaved(calls, rounds)
-    unit = times["transformer, batched"]
     what = f"beams of {BEAMS}, {STEPS} hops, {len(graph):,} cities, {len(pairs)} queries"
-    lines = [
-        (f"{what}: {name}", f"{len(pairs) / took:,.1f} queries/s", f"{took / unit:.2f}")
-        for name, took in times.items()
-    ]
-    return lines + [(f"{what}: {name}", "not installed", "") for name in missing]
+    unit = "transformer, batched"
+    return lines(what, times, unit, lambda took: f"{len(pairs) / took:,.1f} queries/s", missing)
 
 
 def _beam(model: Any, pairs: Any, batch: int) -> Call:

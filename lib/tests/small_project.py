@@ -25,7 +25,6 @@ FILES = {
     "graph": "graph.npz",
     "shard": "spd/shard-0001.arrow",
     "manifest": "spd/manifest.json",
-    "contained flags": "spd/test-contained-*.npz",
     "checkpoint": "model/checkpoint.safetensors",
     "history": "model/history.json",
     "ledger run": "reports/runs/03-x-tiny-seed0.json",
@@ -37,12 +36,11 @@ def recipe_of(graph: CityGraph) -> Recipe:
 
 
 def work(home: Path) -> None:
-    """Make everything that is not there: graph, dataset, flags, checkpoint, history, ledger."""
+    """Make everything that is not there: graph, dataset, checkpoint, history, ledger."""
     if not (home / "graph.npz").exists():
         build_graph(load_cities(states=["TN"]), 30).save(home / "graph.npz")
     graph = load_graph(home / "graph.npz")
     dataset = make_dataset(graph, recipe_of(graph), home / "spd", 128)
-    dataset.queries("test")
     train("rnn", dataset, home / "model", SETTINGS, {"width": 4})
     load_history(home / "model")
     for seed in (0, 1):
@@ -82,7 +80,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "graph": graph_of,
     "shard": rows_of,
     "manifest": rows_of,
-    "contained flags": lambda home: dataset_of(home).queries("test")[1].tobytes(),
     "checkpoint": model_of,
     "history": lambda home: load_history(home / "model").to_json(),
     "ledger run": lambda home: (

@@ -20,15 +20,11 @@ from citypaths.data.splits import PARTS, TRAIN, Recipe
 from citypaths.data.workers import Where, connected, spread
 from citypaths.files import (
     DataFileError,
-    atomic_write,
-    digest,
     lock,
-    npz_fault,
     read_sealed,
     remove_parts,
     require_memory,
     sealed,
-    sha256,
     write_bytes,
     write_json,
 )
@@ -73,18 +69,9 @@ class Dataset:
         return Rows.concatenate([rows.take(rows.part == wanted) for rows in shards])
 
     def queries(self, part: str) -> tuple[Rows, np.ndarray]:
-        """Return the rows of a part and which are contained in training (on disk: found once)."""
+        """Return the rows of a part and which are contained in training paths."""
         rows = self.rows(part)
-        if self.folder is None:
-            return rows, self.contained(rows)
-        path = self.folder / f"{part}-contained-{digest(self.recipe.to_json(), 12)}.npz"
-        shards = sha256(*(shard["sha256"].encode() for shard in self.shards))
-        if not path.exists():
-            with lock(self.folder / ".lock"):
-                flags = self.contained(rows)
-                with atomic_write(path) as tmp, open(tmp, "wb") as file:
-                    np.savez(file, flags=flags, shards=np.array(shards))
-        return rows, _read_flags(path, len(rows), shards)
+        return rows, self.contained(rows)
 
     def contained(self, rows: Rows) -> np.ndarray:
         """Return whether each query lies inside a training path, either direction, bool [rows].
@@ -137,18 +124,6 @@ def _cover(bits, n, tokens, offsets, part):
                 b = np.int64(tokens[j])
                 key = a * n + b if a < b else b * n + a
                 bits[key >> 3] |= np.uint8(1 << (key & 7))
-
-
-def _read_flags(path: Path, rows: int, shards: str) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            flags, of = file["flags"], str(file["shards"])
-    except Exception as error:  # a damaged zip fails in many ways
-        message = f"{path} is damaged ({npz_fault(error)}): delete it; the next run makes it"
-        raise DataFileError(message) from None
-    if flags.shape != (rows,) or flags.dtype != bool or of != shards:
-        raise DataFileError(f"{path} does not fit the dataset: delete it; the next run makes it")
-    return flags
 
 
 def live_dataset(graph: CityGraph, recipe: Recipe, targets_per_shard: int = 256) -> Dataset:

@@ -14,7 +14,7 @@ from typing import Any
 from citypaths.map.graph import CityGraph
 from citypaths.models import build
 from citypaths.sizes import Size, get_size
-from citypaths.training.settings import Schedule, TrainSettings
+from citypaths.training.loop import Schedule, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from citypaths.models.base import Network, nats, register
-from citypaths.training.settings import TrainSettings
+from citypaths.training.loop import TrainSettings
 from studies.episodes.atlas import Atlas
 from studies.episodes.core import Memory, State
 from studies.episodes.networks import make_memory

@@ -13,7 +13,6 @@ from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
 
 METRICS = ("next_hop", "legal", "arrives", "success", "optimal", "hard_success")
 MEMORIES = (CACHE, CACHE_OF_ALL, STORED, STITCHED)
-NOTEBOOK = "08-learning-or-memorizing"
 PUBLISHED = 10.0  # CIFAR-10 (Orhan 2019)
 NO_HELP = "memory does not help"
 ROUNDING = 1e-9

@@ -20,8 +20,7 @@ from torch.autograd.function import once_differentiable
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import register
-from citypaths.models.sequence import Memory, SequenceModel
-from citypaths.models.transformer import CONTEXT
+from citypaths.models.transformer import CONTEXT, Memory, SequenceModel
 
 BLOCK = 8  # steps whose gradients of older keys and values are taken in one product
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from citypaths.data.batches import IGNORE, Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import nats, register
-from citypaths.models.sequence import Cache, Memory, SequenceModel
-from citypaths.models.transformer import Block
+from citypaths.models.transformer import Block, Cache, Memory, SequenceModel
 
 MOST_STARTS, MOST_PLACES = 16, 256  # of the table of noise that decoding repeats
 SLACK = 0.01  # ACT halts once the probabilities add up to 1 - SLACK

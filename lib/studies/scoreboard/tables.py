@@ -16,6 +16,7 @@ import pandas as pd
 from citypaths.files import project_root, reports_dir, write_bytes
 from citypaths.judging.ledger import (
     arms_of,
+    largest_run,
     load_results,
     percent,
     publish,
@@ -31,11 +32,6 @@ from studies.search import exchange
 def markdown(table: pd.DataFrame) -> str:
     """Return a table of text as Markdown."""
     return table.to_markdown(index=False, disable_numparse=True, tablefmt="github")
-
-
-def largest_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return of some rows of the ledger those of the run that has most of them."""
-    return rows if rows.empty else rows[rows["run"] == rows["run"].value_counts().idxmax()]
 
 
 def _intervals(rows: pd.DataFrame, name: str) -> list[str]:

@@ -169,7 +169,7 @@ def nowhere():
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = (p for p in folder.iterdir() if p.name != ".lock" and "-contained-" not in p.name)
+    files = (p for p in folder.iterdir() if p.name != ".lock")
     return {path.name: sha256(path) for path in files}
 
 

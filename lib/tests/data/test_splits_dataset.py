@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from citypaths.data.batches import Batches
-from citypaths.data.dataset import Dataset, Rows, live_dataset, make_dataset, open_dataset
+from citypaths.data.dataset import Rows, live_dataset, make_dataset, open_dataset
 from citypaths.data.shards import sample_rows
 from citypaths.data.splits import PARTS, SPLITS, Recipe, held_cities, recipe_for
 from citypaths.files import (
@@ -418,16 +418,14 @@ def test_a_dataset_may_have_empty_shards_and_parts(chain, tmp_path):
 
 
 def digests(folder, *skip: str) -> dict[str, str]:
-    """Contained flags are left out: any test that asks for them keeps them beside the shards."""
     files = (p for p in folder.iterdir() if p.name != ".lock" and p.name not in skip)
-    return {p.name: sha256(p) for p in files if "-contained-" not in p.name}
+    return {p.name: sha256(p) for p in files}
 
 
 @pytest.fixture
 def copy(tiny_dataset, tmp_path):
     """A copy of the tiny dataset's folder, to be damaged."""
-    ignore = shutil.ignore_patterns("*-contained-*")
-    return shutil.copytree(tiny_dataset.folder, tmp_path / "copy", ignore=ignore)
+    return shutil.copytree(tiny_dataset.folder, tmp_path / "copy")
 
 
 def test_one_recipe_gives_one_set_of_bytes(tiny_dataset, tennessee, tmp_path):
@@ -616,33 +614,6 @@ def test_another_recipe_in_the_folder_is_refused(copy, tiny_dataset, tennessee, 
 def test_shards_need_targets(tiny_dataset, tennessee, tmp_path, size):
     with pytest.raises(ValueError, match="targets_per_shard is a positive number"):
         make_dataset(tennessee, tiny_dataset.recipe, tmp_path, size)
-
-
-# Which queries are contained, kept beside the shards
-
-
-def kept_flags(folder):
-    (path,) = folder.glob("test-contained*.npz")
-    return path
-
-
-def test_contained_flags_are_computed_once(copy, tennessee, monkeypatch):
-    dataset = open_dataset(copy, tennessee)
-    rows, flags = dataset.queries("test")
-    assert 0.2 < flags.mean() < 0.95
-    np.testing.assert_array_equal(flags, dataset.contained(rows))
-    monkeypatch.setattr(Dataset, "contained", None)
-    again, same = open_dataset(copy, tennessee).queries("test")
-    np.testing.assert_array_equal(flags, same)
-    assert_same_rows(rows, again)
-
-
-def test_contained_flags_of_another_recipe_are_not_taken(copy, tiny_dataset, tennessee):
-    open_dataset(copy, tennessee).queries("test")
-    (copy / "manifest.json").unlink()
-    other = make_dataset(tennessee, replace(tiny_dataset.recipe, train_rate=0.001), copy, 16)
-    rows, flags = other.queries("test")
-    np.testing.assert_array_equal(flags, other.contained(rows))
 
 
 # Without files
