@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
-from citypaths.models.base import Coordinates, PathModel, coordinate_features, register
+from citypaths.models.base import FEATURES, PathModel, register
 
 
 class FeedForward(nn.Module):
@@ -35,17 +35,17 @@ class Memoryless(PathModel):
     Args:
         graph: decides the vocabulary and the coordinates; its edges are not read.
         width: of vectors and layers. layers: feed-forward layers, four times as wide inside.
-        coordinates: fixed features of where a city is, projected and added to its vectors.
+        coordinates: of `FEATURES`, where a city is, projected and added to its vectors.
     """
 
     def __init__(
         self, graph: CityGraph, *, width: int = 128, layers: int = 2,
-        coordinates: Coordinates = "none",
+        coordinates: str = "none",
     ) -> None:  # fmt: skip
         super().__init__()
         self.cities, self.width = len(graph), width
         self.city, self.goal = (nn.Embedding(len(graph), width) for _ in range(2))
-        place = coordinate_features(graph, coordinates, width)
+        place = torch.as_tensor(FEATURES[coordinates](graph, width), dtype=torch.float32)
         self.register_buffer("place", place, persistent=False)
         located = place.shape[1]
         self.city_at, self.goal_at = (

@@ -147,11 +147,6 @@ TABLE: dict[str, dict[str, Row]] = {
         ),
     },
     "priors": {arm: Row("rnn", cell(arm), BASELINES[arm]) for arm in PRIORS},
-    "held out": {
-        "memoryless": Row("memoryless", {"width": WIDTH}, *HELD_OUT),
-        "memoryless, placed": Row("memoryless", {"width": WIDTH, "coordinates": "raw"}, *HELD_OUT),
-        "gru": Row("rnn", GRU | {"width": WIDTH}, *HELD_OUT),
-    },
     "race": {
         "transformer": Row("transformer", {"width": WIDTH, "layers": 1}, *RACE),
         "transformer-deep": Row("transformer", {"width": WIDTH, "layers": 4}, *RACE),
@@ -212,6 +207,11 @@ TABLE: dict[str, dict[str, Row]] = {
         "lstm, longer": _memory(LSTM, (9.3e9, 4.603e11, 1.381e12, 4.60221e13)),
         "transformer, longer": _memory(WHOLE, (1.3e10, 6.15e11, 1.8431e12, 6.14361e13)),
     },
+    "held out": {
+        "memoryless": Row("memoryless", {"width": WIDTH}, *HELD_OUT),
+        "memoryless, placed": Row("memoryless", {"width": WIDTH, "coordinates": "raw"}, *HELD_OUT),
+        "gru": Row("rnn", GRU | {"width": WIDTH}, *HELD_OUT),
+    },
 }  # fmt: skip
 
 
@@ -224,8 +224,8 @@ def seeds(size: Size, first: int = 0) -> range:
 def arms(size: Size | str, study: str) -> tuple[str, ...]:
     """Return the labels of a study's arms at a size: those in its `training`, or the table's.
 
-    Studies: baselines, waterfall (its arm is trained at the size's `two_way`), priors, held out,
-    race, ladder, search, refinement, episodes, learning.
+    Studies: baselines, waterfall (its arm is trained at the size's `two_way`), priors, race,
+    ladder, search, refinement, episodes, learning, held out.
     """
     size = get_size(size) if isinstance(size, str) else size
     if chosen := size.training.get("arms", {}).get(study):

@@ -41,7 +41,7 @@ RNN_GRID = [
     {"recurrent": "chain", "cell": "lstm"},
 ]
 # One row a model and setting; a model registered later is tested with its defaults at least.
-PLACED = ((0, "none"), (2, "raw"), (1, "place_cells"))
+PLACED = ((0, "none"), (2, "raw"))
 MODELS = [("rnn", options | {"width": WIDTH}) for options in RNN_GRID]
 STACK = {"width": WIDTH, "heads": 2}
 STACK_GRID = [
