@@ -113,6 +113,10 @@ GRU = {"cell": "gru", "tied": True}
 LOOPED = {"width": WIDTH, "loops": 4}
 SAMPLED = LOOPED | {"sampled": (1, 8), "backprop": 4}
 
+# Notebook 03, queries held out first: equal budgets. The rate is the best of a few at `small` for
+# one of the arms; rates and batches are not tuned alike yet.
+HELD_OUT = ((8e9, 2e12, 4e12, None), (512,) * 4, (4e-3,) * 4)
+
 # Notebook 07: settings of memories that read new maps.
 EPISODES_A_BATCH, EPISODES_TOKENS, EPISODES_WIDTH = 32, 2_048, 48
 LSTM, WHOLE = {"kind": "lstm"}, {"kind": "transformer", "layers": 2}
@@ -203,6 +207,11 @@ TABLE: dict[str, dict[str, Row]] = {
         "lstm, longer": _memory(LSTM, (9.3e9, 4.603e11, 1.381e12, 4.60221e13)),
         "transformer, longer": _memory(WHOLE, (1.3e10, 6.15e11, 1.8431e12, 6.14361e13)),
     },
+    "held out": {
+        "memoryless": Row("memoryless", {"width": WIDTH}, *HELD_OUT),
+        "memoryless, placed": Row("memoryless", {"width": WIDTH, "coordinates": "raw"}, *HELD_OUT),
+        "gru": Row("rnn", GRU | {"width": WIDTH}, *HELD_OUT),
+    },
 }  # fmt: skip
 
 
@@ -216,7 +225,7 @@ def arms(size: Size | str, study: str) -> tuple[str, ...]:
     """Return the labels of a study's arms at a size: those in its `training`, or the table's.
 
     Studies: baselines, waterfall (its arm is trained at the size's `two_way`), priors, race,
-    ladder, search, refinement, episodes, learning.
+    ladder, search, refinement, episodes, learning, held out.
     """
     size = get_size(size) if isinstance(size, str) else size
     if chosen := size.training.get("arms", {}).get(study):

@@ -41,6 +41,7 @@ RNN_GRID = [
     {"recurrent": "chain", "cell": "lstm"},
 ]
 # One row a model and setting; a model registered later is tested with its defaults at least.
+PLACED = ((0, "none"), (2, "raw"))
 MODELS = [("rnn", options | {"width": WIDTH}) for options in RNN_GRID]
 STACK = {"width": WIDTH, "heads": 2}
 STACK_GRID = [
@@ -54,6 +55,7 @@ LOOPED_GRID = [
     {"loops": 3, "noise": 0.5},
 ]
 MODELS += [("rnn", {"loops": 3, "endpoints": "prefix", "width": WIDTH})]
+MODELS += [("memoryless", {"width": WIDTH, "layers": n, "coordinates": c}) for n, c in PLACED]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
 MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
