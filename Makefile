@@ -20,7 +20,7 @@ NBVAL := --nbval-lax --nbval-sanitize-with lib/tests/nbval.cfg --nbval-current-e
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]-*.ipynb))
 EXECUTED := $(NOTEBOOKS:notebooks/%=$(RUN)/%)
 # Command lines and the benchmark change no result, nor does the place where it is made.
-ASIDE := notebooks cluster sweeps apart data/workers
+ASIDE := data/workers
 SOURCES := $(filter-out $(ASIDE:%=lib/citypaths/%.py),$(wildcard lib/citypaths/*.py lib/citypaths/*/*.py lib/studies/*/*.py))
 
 .DEFAULT_GOAL := help
@@ -41,14 +41,14 @@ test: .venv/.ready ## test the package, then run every notebook on a tiny graph
 	@OMP_NUM_THREADS=1 $(PY) -m pytest lib/tests -n auto --dist loadfile
 	@echo "== notebooks, cell by cell, at size tiny"
 	@rm -rf $(TINY)
-	@$(PY) -m citypaths.notebooks prepare -p size tiny --references lib/tests/references $(NOTEBOOKS) $(TINY)
+	@$(PY) -m commands.notebooks prepare -p size tiny --references lib/tests/references $(NOTEBOOKS) $(TINY)
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/0[1-3]-*.ipynb
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) -n auto --dist loadfile $(filter-out $(TINY)/01-% $(TINY)/02-% $(TINY)/03-% %-scoreboard.ipynb,$(NOTEBOOKS:notebooks/%=$(TINY)/%))
 	@$(ONE) CITYPATHS_REPORTS=$(CURDIR)/$(TINY)/reports $(PY) -m pytest $(NBVAL) $(TINY)/*-scoreboard.ipynb
 
 references: ## record what the compared cells print at size tiny, after a change that is meant
 	@$(MAKE) --no-print-directory run SIZE=tiny SEED=0
-	$(PY) -m citypaths.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
+	$(PY) -m commands.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
 
 soak: .venv/.ready ## kill everything at random moments (half an hour); the log is data/soak.log
 	@rm -f data/soak.log
@@ -58,7 +58,7 @@ lab: .venv/.ready ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 report: $(EXECUTED) ## publish a run in reports/: Markdown, ledger, figures, tables (SIZE=medium)
-	$(PY) -m citypaths.notebooks report $(RUN) $(REPORT)
+	$(PY) -m commands.notebooks report $(RUN) $(REPORT)
 	$(PY) -m studies.scoreboard.tables $(SIZE) $(SEED)
 
 lint: .venv/.ready ## check style with ruff
@@ -69,7 +69,7 @@ tables: .venv/.ready ## generate the READMEs' tables from the ledger
 	$(PY) -m studies.scoreboard.tables
 
 strip: .venv/.ready ## remove outputs from the notebooks, before a commit
-	$(PY) -m citypaths.notebooks strip $(NOTEBOOKS)
+	$(PY) -m commands.notebooks strip $(NOTEBOOKS)
 
 bench: .venv/.ready ## measure speed and memory against peers; writes reports/bench.md
 	$(PY) -m bench
@@ -80,7 +80,7 @@ clean: ## remove executed notebooks and caches; datasets, checkpoints, reports a
 
 # The chain: each notebook reads what the ones before it wrote.
 $(RUN)/%.ipynb: notebooks/%.ipynb $(SOURCES) .venv/.ready
-	@$(PY) -m citypaths.notebooks run $< $@ -p size $(SIZE) -p seed $(SEED)
+	@$(PY) -m commands.notebooks run $< $@ -p size $(SIZE) -p seed $(SEED)
 
 $(RUN)/02-shortest-path-dataset.ipynb: $(RUN)/01-city-dag.ipynb
 $(RUN)/03-rnn-baselines.ipynb: $(RUN)/02-shortest-path-dataset.ipynb

@@ -26,12 +26,13 @@ import psutil
 import torch
 from scipy.sparse.csgraph import dijkstra
 
+from bench import Line, once, seconds
 from bench.decoding import bench_decoding
 from bench.memories import bench_memories
-from bench.models import Line, bench_models
+from bench.models import bench_models
 from citypaths.data.batches import Batches
 from citypaths.data.dataset import Dataset, make_dataset
-from citypaths.data.shards import Rows, count_rows, encode_shard, sample_rows
+from citypaths.data.shards import count_rows, encode_shard, sample_rows
 from citypaths.data.splits import PARTS, Recipe, pair_drawer
 from citypaths.files import reports_dir, write_bytes
 from citypaths.map.cities import load_cities
@@ -40,17 +41,6 @@ from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import Block, in_blocks, over_blocks, shortest_path_trees
 
 NATIONAL_PATHS = 10_000_000
-
-
-def seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Return the median wall time of `call` after one warm-up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
 
 
 def copy_bandwidth(size: int = 2**28) -> float:
@@ -125,9 +115,8 @@ def _all_paths(path: Path) -> tuple[list[float], int, int, int]:
     times, found = [], list(over_blocks(graph, blocks[::40], sampled))  # compiles
     for _ in range(3):
         found.clear()
-        began = time.perf_counter()
-        found += over_blocks(graph, blocks, sampled)
-        times.append(time.perf_counter() - began)
+        found, took = once(lambda: list(over_blocks(graph, blocks, sampled)))
+        times.append(took)
     resident = psutil.Process().memory_info().rss
     return times, sum(map(len, found)), sum(len(paths.tokens) for paths in found), resident
 
@@ -139,19 +128,15 @@ def bench_dataset(paths: int = NATIONAL_PATHS, queries: float = 1e6) -> list[Lin
     recipe = Recipe(graph.fingerprint, 0, "pair", *rates)
     with tempfile.TemporaryDirectory() as folder:
         disk = _disk_rate(Path(folder) / "plain")
-        began = time.perf_counter()
-        dataset = make_dataset(graph, recipe, Path(folder) / "spd")
-        wrote = time.perf_counter() - began
+        dataset, wrote = once(lambda: make_dataset(graph, recipe, Path(folder) / "spd"))
         sizes = sum(path.stat().st_size for path in dataset.folder.glob("*.arrow"))
         rows = dataset.rows("test")
-        began = time.perf_counter()
-        share = dataset.contained(rows).mean()
-        flagged = time.perf_counter() - began
-        middle = dataset.shard(len(dataset.shards) // 2)
-        once = seconds(lambda: _write(middle, Path(folder) / "one", len(graph)))
+        share, flagged = once(lambda: dataset.contained(rows).mean())
+        middle, one = dataset.shard(len(dataset.shards) // 2), Path(folder) / "one"
+        single = seconds(lambda: write_bytes(one, encode_shard(middle, len(graph))))
         lines = _batch_lines(dataset)
     held, parts = _held(dataset.counts), sum(dataset.counts[p] for p in PARTS)
-    alone = _held(count_rows(middle)) / once
+    alone = _held(count_rows(middle)) / single
     return [
         (f"{parts / 1e6:.1f} M national paths made and written", f"{wrote:.1f} s", ""),
         ("as rows, before compression", _rate(held, wrote), f"{held / wrote / disk:.2f}"),
@@ -172,20 +157,18 @@ def _rate(size: int, took: float) -> str:
     return f"{size / 1e6:.0f} MB: {size / took / 1e6:.0f} MB/s"
 
 
-def _write(rows: Rows, path: Path, cities: int) -> None:
-    content, _ = encode_shard(rows, cities)
-    write_bytes(path, content)
-
-
 def _disk_rate(path: Path, size: int = 2**29) -> float:
+    """Bytes a second of a file written in sequence and flushed."""
     block = np.random.default_rng(0).bytes(2**24)
-    began = time.perf_counter()
-    with open(path, "wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    took = time.perf_counter() - began
+
+    def write() -> None:
+        with open(path, "wb") as file:
+            for _ in range(size // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+
+    _, took = once(write)
     path.unlink()
     return size / took
 
@@ -195,14 +178,13 @@ def _batch_lines(dataset: Dataset, batches: int = 500) -> list[Line]:
     stream, rates = iter(Batches(dataset, 4096)), []
     next(stream)
     for _ in range(9):
-        began = time.thread_time()
-        paths = sum(len(batch) for batch in islice(stream, batches))
-        rates.append(paths / (time.thread_time() - began))
+        some = islice(stream, batches)
+        paths, took = once(lambda s=some: sum(map(len, s)), time.thread_time)
+        rates.append(paths / took)
     gathered = float(np.median(rates))
     targets = np.arange(0, len(dataset.graph), 80)
-    began = time.perf_counter()
-    again = len(sample_rows(dataset.graph, dataset.recipe, targets, threads=1))
-    sampled = again / (time.perf_counter() - began)
+    again, took = once(lambda: sample_rows(dataset.graph, dataset.recipe, targets, threads=1))
+    sampled = len(again) / took
     return [
         ("paths into random batches of 4,096 tokens, a core", f"{gathered / 1e6:.2f} M/s", "1"),
         ("paths sampled anew, a core", f"{sampled / 1e6:.2f} M/s", f"{sampled / gathered:.2f}"),

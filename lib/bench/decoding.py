@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.models import Call, Line, interleaved, one_thread
+from bench import Call, Line, interleaved, lines, one_thread
 from citypaths import decoding
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph
@@ -59,9 +59,12 @@ def beam_lines(graph: CityGraph, queries: int = 64, rounds: int = 5) -> list[Lin
     """
     pairs = draw_sample(graph, queries).pairs[:queries]
     calls = {}
-    for name, settings in {"transformer": {"layers": LAYERS, "heads": HEADS}, "rnn": {}}.items():
+    for name, settings in {
+        "transformer": {"layers": LAYERS, "heads": HEADS},
+        "rnn": {"tied": True},
+    }.items():
         torch.manual_seed(0)
-        model = build(name, graph, width=WIDTH, tied=True, **settings).eval()
+        model = build(name, graph, width=WIDTH, **settings).eval()
         calls[f"{name}, batched"] = _beam(model, pairs, len(pairs))
         calls[f"{name}, one by one"] = _beam(model, pairs, 1)
     peer = "transformers"
@@ -69,13 +72,9 @@ def beam_lines(graph: CityGraph, queries: int = 64, rounds: int = 5) -> list[Lin
     if not missing:
         calls |= _hugging_face(len(graph), pairs)
     times = interleaved(calls, rounds)
-    unit = times["transformer, batched"]
     what = f"beams of {BEAMS}, {STEPS} hops, {len(graph):,} cities, {len(pairs)} queries"
-    lines = [
-        (f"{what}: {name}", f"{len(pairs) / took:,.1f} queries/s", f"{took / unit:.2f}")
-        for name, took in times.items()
-    ]
-    return lines + [(f"{what}: {name}", "not installed", "") for name in missing]
+    unit = "transformer, batched"
+    return lines(what, times, unit, lambda took: f"{len(pairs) / took:,.1f} queries/s", missing)
 
 
 def _beam(model: Any, pairs: Any, batch: int) -> Call:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.models import Line, interleaved, one_thread
+from bench import Line, interleaved, one_thread
 from studies.episodes.model import MEMORIES, make_memory
 from studies.memory import KeyValueCache
 from studies.memory.streams import Memory, numbers_held

@@ -104,7 +104,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def sha256(*parts: bytes | Path) -> str:
+def sha256(*parts: bytes | memoryview | Path) -> str:
     """Return the SHA-256 of bytes and of the contents of files, end to end, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:

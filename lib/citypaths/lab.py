@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,13 @@ import torch
 
 from citypaths import decoding
 from citypaths.data.batches import batch_of
-from citypaths.data.dataset import Dataset, make_dataset, open_dataset
+from citypaths.data.dataset import Dataset, live_dataset, make_dataset, open_dataset
 from citypaths.data.splits import Split, recipe_for
 from citypaths.data.workers import Where
 from citypaths.files import DataFileError, atomic_write, digest, project_root, records_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
+from citypaths.map.shortest_paths import count_reachable
 from citypaths.models import PathModel
 from citypaths.sizes import Size
 from citypaths.training.loop import Evaluate, Trained, train
@@ -78,6 +77,15 @@ def size_dataset(
     return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
 
 
+def held_out(size: Size, graph: CityGraph) -> Dataset:
+    """Return the live dataset that holds `size.held` test and as many validation queries out first.
+
+    Training takes every other path that contains none of them; nothing is written.
+    """
+    goals = {"train": count_reachable(graph), "valid": size.held, "test": size.held}
+    return live_dataset(graph, recipe_for(graph, split="held_out", **goals))
+
+
 def mean_loss(model: PathModel, queries: Queries, loops: int | None = None) -> float:
     """Return the cross-entropy in nats a hop on the shortest paths of queries, teacher-forced."""
     where, total = next(model.parameters()).device, 0.0
@@ -116,34 +124,10 @@ def train_arm(
     """
     chosen = (recipe(size, arm) if isinstance(arm, str) else arm).changed(**changes)
     settings, model = chosen.training(dataset.graph, seed), {**chosen.settings, **chosen.variant}
-    trained = {k: v for k, v in asdict(settings).items() if k != "save_seconds"}
-    decides = {"name": chosen.model, "model": model, "train": trained}
+    decides = {"name": chosen.model, "model": model, "train": settings.decisive}
     key = digest(decides | {"data": dataset.recipe.to_json()})
     folder = size.folder / "models" / f"{chosen.arm.replace(', ', '-')}-seed{seed}-{key}"
     return train(chosen.model, dataset, folder, settings, model, evaluate, device())
-
-
-def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
-    """Return one row an arm: parameters, training FLOPs and seconds, and its last evaluation."""
-    rows = {
-        name: {
-            "parameters": trained.model.parameters_count,
-            "training FLOPs": trained.training_flops,
-            "seconds": trained.seconds,
-            **trained.history.iloc[-1][["valid_loss", "legal", "arrives", "success"]],
-        }
-        for name, trained in arms.items()
-    }
-    return pd.DataFrame(rows).T
-
-
-def faults(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return how many of the queries without success show each first fault, and its share."""
-    failed = judged[~judged["success"]]
-    late = np.where(failed["arrives"], "legal, but too long", "legal, but ends elsewhere")
-    kinds = failed["illegal"].where(failed["illegal"] != "", late)
-    counts = kinds.str.replace("_", " ").value_counts().to_frame("queries")
-    return counts.assign(share=counts["queries"] / max(1, len(failed)))
 
 
 def save_figure(figure: Any, name: str) -> None:

@@ -17,14 +17,14 @@ from citypaths.judging.ledger import load_results, record
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import CityGraph, build_graph, load_graph
 from citypaths.sizes import SIZES
-from citypaths.training.loop import TrainSettings, load_history, load_trained, train
+from citypaths.training.checkpoints import load_history, load_trained
+from citypaths.training.loop import TrainSettings, train
 
 SETTINGS = TrainSettings(steps=6, batch_tokens=256, evaluations=3, save_seconds=0)
 FILES = {
     "graph": "graph.npz",
     "shard": "spd/shard-0001.arrow",
     "manifest": "spd/manifest.json",
-    "contained flags": "spd/test-contained-*.npz",
     "checkpoint": "model/checkpoint.safetensors",
     "history": "model/history.json",
     "ledger run": "reports/runs/03-x-tiny-seed0.json",
@@ -36,12 +36,11 @@ def recipe_of(graph: CityGraph) -> Recipe:
 
 
 def work(home: Path) -> None:
-    """Make everything that is not there: graph, dataset, flags, checkpoint, history, ledger."""
+    """Make everything that is not there: graph, dataset, checkpoint, history, ledger."""
     if not (home / "graph.npz").exists():
         build_graph(load_cities(states=["TN"]), 30).save(home / "graph.npz")
     graph = load_graph(home / "graph.npz")
     dataset = make_dataset(graph, recipe_of(graph), home / "spd", 128)
-    dataset.queries("test")
     train("rnn", dataset, home / "model", SETTINGS, {"width": 4})
     load_history(home / "model")
     for seed in (0, 1):
@@ -81,10 +80,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "graph": graph_of,
     "shard": rows_of,
     "manifest": rows_of,
-    "contained flags": lambda home: dataset_of(home).queries("test")[1].tobytes(),
     "checkpoint": model_of,
     "history": lambda home: load_history(home / "model").to_json(),
-    "ledger run": lambda home: load_results().drop(columns=["commit", "dirty", "threads"]).to_json(),
+    "ledger run": lambda home: (
+        load_results().drop(columns=["commit", "dirty", "threads"]).to_json()
+    ),
 }
 
 

@@ -46,9 +46,10 @@ from citypaths.data.splits import Recipe
 from citypaths.files import DataFileError, atomic_write, read_json, sealed, write_json
 from citypaths.judging.ledger import record
 from citypaths.map.graph import CityGraph, build_graph
-from citypaths.notebooks import RunnerError, execute
 from citypaths.sizes import SIZES
-from citypaths.training.loop import load_history, train
+from citypaths.training.checkpoints import load_history
+from citypaths.training.loop import train
+from commands.notebooks import RunnerError, execute
 
 LIBRARY = Path(citypaths.__file__).resolve().parents[1]
 PAGE = LIBRARY.parent / "reports" / "reliability.md"
@@ -112,18 +113,6 @@ def shard_of_another_recipe(home: Path) -> None:
 def manifest_of_another_recipe(home: Path) -> None:
     other = another_dataset(home, replace(recipe_of(tennessee()), seed=6), tennessee())
     shutil.copy(other.folder / "manifest.json", home / "spd")
-
-
-def flags_of_another_recipe(home: Path) -> None:
-    other = another_dataset(home, replace(recipe_of(tennessee()), seed=6), tennessee())
-    other.queries("test")
-    (flags,) = other.folder.glob("test-contained-*.npz")
-    shutil.copy(flags, path_of(home, "contained flags"))
-
-
-def flags_without_a_source(home: Path) -> None:
-    path = path_of(home, "contained flags")
-    np.savez(path, flags=~np.load(path)["flags"], shards=np.array("0" * 64))
 
 
 def two_way() -> CityGraph:
@@ -204,8 +193,6 @@ CASES |= {
     "manifest: a shard's checksum changed": edit("manifest", entry({"sha256": "0" * 64})),
     "manifest: another key": edit("manifest", lambda m: m | {"more": 1}, seal=True),
     "manifest: unfinished": edit("manifest", lambda m: m | {"complete": False}, seal=True),
-    "contained flags: of another recipe": flags_of_another_recipe,
-    "contained flags: turned round": flags_without_a_source,
     "checkpoint: without a checksum": head(
         lambda run: {k: v for k, v in run.items() if k != "sha256"}
     ),
@@ -342,10 +329,6 @@ def fill_ledger(home: Path) -> None:
     record("01-big", SIZES["tiny"], 0, [{"regime": "checked", "method": "m" * 99}] * 200)
 
 
-def remove_flags(home: Path) -> None:
-    path_of(home, "contained flags").unlink()
-
-
 def train_anew(home: Path) -> None:
     train("rnn", dataset_of(home), home / "new-model", SETTINGS, {"width": 4})
 
@@ -364,12 +347,6 @@ WRITERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str, int]
         str,
         "new/manifest.json",
         50,
-    ),
-    "contained flags": (
-        lambda home: dataset_of(home).queries("test"),
-        remove_flags,
-        "spd/test-contained",
-        100,
     ),
     "checkpoint": (train_anew, str, "new-model/checkpoint.safetensors", 5000),
     "history": (train_anew, str, "new-model/history.json", 100),
@@ -504,7 +481,7 @@ def test_runs_without_a_checksum_are_those_of_an_older_version(home, whole):
 
 
 def test_two_at_once_make_one_project(tmp_path, whole):
-    """Both make the graph, the dataset, the flags, a training and the ledger, in one folder."""
+    """Both make the graph, the dataset, a training and the ledger, in one folder."""
     done = program("at-once", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     with project(tmp_path):

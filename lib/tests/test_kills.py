@@ -83,7 +83,7 @@ def train_model(home: Path, folder: Path) -> None:
     settings = TrainSettings(
         steps=200, batch_tokens=256, evaluations=8, save_seconds=0, own_input=0.2, hindsight=0.3
     )
-    train("rnn", dataset, folder, settings, {"width": 8, "dropout": 0.2, "endpoints": "prefix"})
+    train("rnn", dataset, folder, settings, {"width": 8, "endpoints": "prefix"})
 
 
 def make_run(home: Path, folder: Path) -> None:
@@ -111,7 +111,7 @@ def make_run(home: Path, folder: Path) -> None:
 
 def tensors_of(path: Path) -> dict[str, bytes]:
     """A checkpoint's weights, optimizer and random state, byte by byte."""
-    from citypaths.training.loop import read_checkpoint
+    from citypaths.training.checkpoints import read_checkpoint
 
     head, tensors = read_checkpoint(path)
     counters = {k: v for k, v in head.items() if k != "seconds"}

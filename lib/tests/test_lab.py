@@ -1,8 +1,8 @@
-"""Sizes, a size's data and queries, scores, the 2021 waterfall."""
+"""Sizes, a size's data and queries, scores."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from citypaths.map.shortest_paths import paths, shortest_path_trees
 from citypaths.models import RNN, build, register
 from citypaths.sizes import SIZES, Size, get_size, settings_of, two_way_of
 from citypaths.training.recipes import Recipe
-from studies.baselines.waterfall import climb, rungs
 
 LITTLE = {"train": 1500, "valid": 80, "test": 400, "queries": 40}
 
@@ -315,36 +314,3 @@ def test_the_folder_names_the_model(size, dataset):
     register("twin")(RNN)
     one, other = (lab.train_arm(size, dataset, TOY, 0, model=name) for name in ("rnn", "twin"))
     assert other.model.settings == {"model": "twin", "width": 8} and one.folder != other.folder
-
-
-# The waterfall
-
-
-def test_each_rung_changes_one_thing():
-    ladder = rungs()
-    assert len({rung.mended for rung in ladder}) == len(ladder) == 10
-    for before, after in zip(ladder, ladder[1:], strict=False):  # noqa: RUF007
-        old, new = asdict(before), asdict(after)
-        changed = [name for name in old if old[name] != new[name] and name != "mended"]
-        assert len(changed) == 1, (after.mended, changed)
-    assert ladder[0].metric == "exact" and not ladder[0].checked
-    assert len({rung.training for rung in ladder}) == 6
-
-
-def test_climbing_it(graph, home):
-    size = get_size(
-        "tiny_two_way", {"train": 800, "test": 200, "valid": 40, "queries": 30, "budget": 1e8}
-    )
-    two_way = lab.size_graph(size, make=True)
-    table = climb(size, two_way, "gru-32", 0)
-    assert table["rung"].tolist() == [rung.mended for rung in rungs()]
-    for rung, entry in zip(rungs(), table.to_dict("records"), strict=True):
-        row = entry["row"]
-        assert entry["value"] == row[rung.metric] and set(row) <= set(COLUMNS)
-        assert row["queries"] <= 30 and row["training_flops"] > 0 and row["inference_flops"] > 0
-        assert (row["regime"] == "checked") == rung.checked == (row["lookups"] > 0)
-        assert row["split"] == ("uncontained" if rung.split == "pair" else "ordered")
-        assert row["legal"] == 1 or not rung.checked
-    assert len({row["graph"] for row in table["row"]}) == 3
-    assert len(list((size.folder / "models").iterdir())) == 6
-    record("waterfall", size, 0, table["row"].tolist())

@@ -1,5 +1,6 @@
 """What may be in the repository, and what may not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = {
-    *(".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "constraints.txt", "data"),
+    *(
+        ".ci",
+        ".gitignore",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "constraints.txt",
+        "data",
+    ),
     *("environment.yml", "lib", "notebooks", "pyproject.toml", "reports"),
 }
 LARGEST = 2_000_000  # bytes
@@ -66,11 +76,32 @@ def test_the_package_is_not_ignored():
     assert not [name for name in files if name.startswith("data/") and name != "data/README.md"]
 
 
-def test_the_engine_example_of_the_readme_runs():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "live_dataset" in c)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize(
+    "code", [c for c in EXAMPLES if "live_dataset" not in c], ids=lambda code: code.split("\n")[0]
+)
+def test_an_example_of_the_readme_runs_as_printed(code, tmp_path):
+    env = os.environ | {"CITYPATHS_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_engine_example_counts_what_it_asks_for(tmp_path):
+    (code,) = (code for code in EXAMPLES if "live_dataset" in code)
     code += "print(trees.mm.shape == (len(japan), 3), spd.counts['train'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     whole, train = done.stdout.split()
     assert whole == "True"
     assert 900_000 < int(train) < 1_100_000
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "reports/README.md"])
+def test_links_of_a_page_lead_somewhere(page):
+    """Links to files of the repository; a fragment is a heading of its page."""
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        assert (folder / target).exists(), f"{page} links to {target}"

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from small_project import FILES, READERS, contents, path_of, work
 
 from citypaths.files import DataFileError, read_json, sealed, sha256, write_json
-from citypaths.notebooks import RunnerError, execute, main, prepare, read_notebook, report, strip
+from commands.notebooks import RunnerError, execute, main, prepare, read_notebook, report, strip
 
 ROOT = Path(__file__).resolve().parents[2]
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "jsonpickle"}

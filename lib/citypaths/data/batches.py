@@ -46,28 +46,17 @@ class Batch:
         return Batch(*(t[rows] for t in (self.source, self.target, self.cities, self.labels)))
 
 
-def pad(tokens: Tensor, offsets: Tensor, rows: Tensor) -> Batch:
-    """Gather paths `rows` [B] of a store (tokens [total], offsets [paths + 1]) as a Batch."""
-    if tokens.device.type in COMPILED_ON:
-        at, ends = rows.numpy(), offsets.numpy()
-        return _compiled(tokens, ends[at], ends[at + 1] - ends[at])
-    return pad_spans(tokens, offsets[rows], offsets[rows + 1] - offsets[rows])
-
-
-def pad_spans(tokens: Tensor, start: Tensor, length: Tensor) -> Batch:
+def pad(tokens: Tensor, start: np.ndarray, length: np.ndarray) -> Batch:
     """Gather `length` [B] cities (at least 2) from each `start` [B] of `tokens` as a Batch."""
     if tokens.device.type in COMPILED_ON:
-        return _compiled(tokens, start.numpy(), length.numpy())
+        return Batch(*map(torch.from_numpy, _gather(tokens.numpy(), start, length)))
     steps = torch.arange(int(length.max()) - 1, device=tokens.device)
+    start, length = (torch.as_tensor(x, device=tokens.device) for x in (start, length))
     inside = steps < (length - 1)[:, None]
     at = torch.where(inside, start[:, None] + steps, start[:, None])
     cities = torch.where(inside, tokens[at], 0).long()
     labels = torch.where(inside, tokens[torch.where(inside, at + 1, at)], IGNORE).long()
     return Batch(tokens[start].long(), tokens[start + length - 1].long(), cities, labels)
-
-
-def _compiled(tokens: Tensor, start: np.ndarray, length: np.ndarray) -> Batch:
-    return Batch(*map(torch.from_numpy, _gather(tokens.numpy(), start, length)))
 
 
 @njit(cache=True, nogil=True)
@@ -92,15 +81,14 @@ def batch_of(rows: Rows, device: torch.device | str = "cpu") -> Batch:
 
 def batch_of_paths(paths: Paths, device: torch.device | str = "cpu") -> Batch:
     """Return paths, of at least two cities each, as one Batch; each asks for its own ends."""
-    tokens, offsets = _on_device(paths, device)
-    return pad(tokens, offsets, torch.arange(len(paths), device=device))
+    return pad(_on_device(paths, device), paths.offsets[:-1], paths.lengths)
 
 
-def _on_device(paths: Paths, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    tokens, offsets = paths.tokens, torch.from_numpy(paths.offsets)
-    short = torch.device(device).type in COMPILED_ON and tokens.max(initial=0) < 2**16
-    ids = tokens.astype(np.uint16 if short else np.int32)  # CUDA indexes no uint16
-    return torch.from_numpy(ids).to(device), offsets.to(device)
+def _on_device(paths: Paths, device: torch.device | str) -> Tensor:
+    """The tokens of all paths, end to end."""
+    short = torch.device(device).type in COMPILED_ON and paths.tokens.max(initial=0) < 2**16
+    ids = paths.tokens.astype(np.uint16 if short else np.int32)  # CUDA indexes no uint16
+    return torch.from_numpy(ids).to(device)
 
 
 @torch.no_grad()
@@ -124,13 +112,14 @@ class Batches:
     (epoch, pool, batch) that come next, is all that a resumed training needs.
     """
 
+    pool_paths = 2_000_000
+
     def __init__(
         self,
         dataset: Dataset,
         batch_tokens: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        pool_paths: int = 2_000_000,
         hindsight: float = 0.0,
     ) -> None:
         if batch_tokens < 1:
@@ -142,9 +131,8 @@ class Batches:
         if not dataset.counts["train"]:
             raise ValueError(f"{dataset.folder} has no training path: raise its train count")
         self.dataset, self.batch_tokens, self.seed = dataset, batch_tokens, seed
-        self.device, self.pool_paths, self.hindsight = device, pool_paths, hindsight
-        self.position = (0, 0, 0)
-        self._pool: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self.device, self.hindsight, self.position = device, hindsight, (0, 0, 0)
+        self._pool: tuple[tuple[int, ...], Tensor, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -162,19 +150,17 @@ class Batches:
     def _random(self, epoch: int, pool: int, *more: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, *more, *([pool] if pool else [])])
 
-    def _take(self, tokens: Tensor, offsets: Tensor, rows: np.ndarray) -> Batch:
+    def _take(self, tokens: Tensor, offsets: np.ndarray, rows: np.ndarray) -> Batch:
         """The batch of `rows`; a `hindsight` share of them cut to a random sub-path."""
-        rows = torch.as_tensor(rows, device=self.device)
-        if not self.hindsight:
-            return pad(tokens, offsets, rows)
         start, length = offsets[rows], offsets[rows + 1] - offsets[rows]
-        epoch, pool, index = self.position
-        draw = self._random(epoch, pool, index).random((3, len(rows)))
-        cut, first, last = torch.as_tensor(draw, device=self.device)
-        begin = (first * (length - 1)).long()
-        keep = 2 + (last * (length - begin - 1)).long()
-        cut = cut < self.hindsight
-        return pad_spans(tokens, start + cut * begin, torch.where(cut, keep, length))
+        if self.hindsight:
+            epoch, pool, index = self.position
+            cut, first, last = self._random(epoch, pool, index).random((3, len(rows)))
+            begin = (first * (length - 1)).astype(np.int64)
+            keep = 2 + (last * (length - begin - 1)).astype(np.int64)
+            start = np.where(cut < self.hindsight, start + begin, start)
+            length = np.where(cut < self.hindsight, keep, length)
+        return pad(tokens, start, length)
 
     def _pools(self, epoch: int) -> list[tuple[int, ...]]:
         """Shards in a shuffled order, in groups of one or of at most `pool_paths` together."""
@@ -188,28 +174,28 @@ class Batches:
             pools[-1].append(shard)
         return [tuple(pool) for pool in pools]
 
-    def _load(self, pool: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _load(self, pool: tuple[int, ...]) -> tuple[Tensor, np.ndarray]:
         if self._pool is None or self._pool[0] != pool:
             self._pool = None
             shards = (self.dataset.shard(i) for i in pool)
             rows = Rows.concatenate([s.take(s.part == PARTS.index("train")) for s in shards])
-            self._pool = (pool, *_on_device(rows.paths, self.device))
-        return self._pool[1], self._pool[2]
+            self._pool = (pool, _on_device(rows.paths, self.device), rows.paths.offsets)
+        return self._pool[1:]
 
-    def _plan(self, offsets: Tensor, generator: np.random.Generator) -> list[np.ndarray]:
+    def _plan(self, offsets: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
         """Rows of each batch: alike in length, rows x longest <= batch_tokens, in random order."""
-        steps = np.diff(offsets.cpu().numpy()) - 1
+        steps = np.diff(offsets) - 1
         by_chance = np.argsort(generator.random(len(steps)), kind="stable")
         narrow = steps[by_chance].astype(np.uint16 if steps.max() < 2**16 else np.int64)
         by_length = by_chance[np.argsort(narrow, kind="stable")]  # a radix sort
         steps, batches, start = steps[by_length], [], 0
         while start < len(steps):
             end = start + max(1, self.batch_tokens // int(steps[start]))
-            while (
-                end > start + 1
-                and (end - start) * steps[min(end, len(steps)) - 1] > self.batch_tokens
-            ):
-                end = start + max(1, self.batch_tokens // int(steps[min(end, len(steps)) - 1]))
+            while end > start + 1:
+                longest = int(steps[min(end, len(steps)) - 1])
+                if (end - start) * longest <= self.batch_tokens:
+                    break
+                end = start + max(1, self.batch_tokens // longest)
             batches.append(by_length[start:end])
             start = end
         return [batches[i] for i in generator.permutation(len(batches))]

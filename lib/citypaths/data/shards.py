@@ -7,12 +7,10 @@ are the same wherever and in whatever order shards are made.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from citypaths.data.splits import PARTS, TEST, TRAIN, VALID, Recipe, admit, pair_drawer
@@ -88,13 +86,20 @@ def sample_rows(
     return Rows.concatenate(list(over_blocks(graph, blocks, rows_of, threads)))
 
 
-def make_shard(graph: CityGraph, recipe: Recipe, start: int, stop: int) -> tuple[bytes, dict]:
-    """Return the bytes and the manifest entry of the shard of targets `start` to `stop` - 1."""
-    return encode_shard(sample_rows(graph, recipe, np.arange(start, stop), threads=1), len(graph))
+def make_shard(
+    graph: CityGraph, name: str, recipe: Recipe, start: int, stop: int
+) -> tuple[str, bytes, dict]:
+    """Return the name, the bytes and the manifest entry of the shard of some targets.
+
+    Args: start, stop: the first target and the one after the last.
+    """
+    rows = sample_rows(graph, recipe, np.arange(start, stop), threads=1)
+    content = encode_shard(rows, len(graph))
+    return name, content, count_rows(rows) | {"sha256": sha256(content)}
 
 
-def encode_shard(rows: Rows, cities: int) -> tuple[bytes, dict]:
-    """Return rows as the bytes of a shard, and its manifest entry: counts and SHA-256."""
+def encode_shard(rows: Rows, cities: int) -> bytes:
+    """Return rows as the bytes of a shard."""
     ids = pa.uint16() if cities <= 65_535 else pa.uint32()
     tokens = pa.array(rows.paths.tokens).cast(ids)
     columns = {
@@ -104,13 +109,11 @@ def encode_shard(rows: Rows, cities: int) -> tuple[bytes, dict]:
         "part": pa.array(rows.part),
         "path": pa.LargeListArray.from_arrays(rows.paths.offsets, tokens),
     }
-    table = pa.table(columns)
+    table, sink = pa.table(columns), pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    content = sink.getvalue().to_pybytes()
-    return content, count_rows(rows) | {"sha256": hashlib.sha256(content).hexdigest()}
+    return sink.getvalue().to_pybytes()
 
 
 def count_rows(rows: Rows) -> dict[str, int]:
@@ -132,23 +135,8 @@ def read_shard(folder: Path, entry: dict) -> Rows:
         what = "fails its checksum (truncated or altered)"
         raise DataFileError(f"{path} {what}: delete it; {MAKER} makes it")
     with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all().combine_chunks()
+        table = pa.ipc.open_file(file).read_all()
     source, target = (table[c].to_numpy().astype(np.int64) for c in ("source", "target"))
-    path_column = table["path"].chunk(0) if table.num_rows else None
-    if path_column is None:
-        found = Paths(np.zeros(0, np.int32), np.zeros(1, np.int64))
-    else:
-        found = Paths(
-            path_column.values.to_numpy().astype(np.int32), path_column.offsets.to_numpy()
-        )
+    lists = table["path"].combine_chunks()
+    found = Paths(lists.values.to_numpy().astype(np.int32), lists.offsets.to_numpy())
     return Rows(source, target, table["mm"].to_numpy(), table["part"].to_numpy(), found)
-
-
-def frame(rows: Rows, graph: CityGraph) -> pd.DataFrame:
-    """Return rows as a table for people: names, km, hops, detour ratio, and the path in words."""
-    straight = graph.distance_km(rows.source, rows.target)
-    table = pd.DataFrame({"from": graph.labels[rows.source], "to": graph.labels[rows.target]})
-    table["km"], table["hops"] = rows.km, rows.hops
-    table["detour"] = rows.km / np.maximum(straight, 1e-3)
-    table["path"] = [" -> ".join(graph.labels[p]) for p in rows.paths]
-    return table

@@ -24,7 +24,7 @@ from citypaths.map.graph import CityGraph, hash_next, hash_state, unit_hash
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import count_reachable, paths, shortest_path_trees
 
-TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
+TRAIN, VALID, TEST = 0, 1, 2
 PARTS = ("train", "valid", "test")
 Split = Literal["pair", "ordered", "target", "region", "long", "held_out"]
 SPLITS = ("pair", "ordered", "target", "region", "long", "held_out")
@@ -71,7 +71,6 @@ def recipe_for(
     test: int,
     seed: int = 0,
     split: Split = "pair",
-    held_share: float = 0.1,
     long_quantile: float = 0.75,
 ) -> Recipe:
     """Return the recipe that samples about so many paths into each part.
@@ -86,7 +85,7 @@ def recipe_for(
         raise ValueError(f"no city of {graph} reaches another: raise connected_km")
     sample = _sampled_paths(graph, seed) if split in ("region", "long") else None
     bound = int(np.quantile(sample.lengths - 1, long_quantile)) if split == "long" else 0
-    blank = Recipe(graph.fingerprint, seed, split, 0.0, 0.0, 0.0, held_share, bound)
+    blank = Recipe(graph.fingerprint, seed, split, 0.0, 0.0, 0.0, max_train_hops=bound)
     trains, tests = _eligible_shares(blank, graph, sample)
     eligible = reachable * np.array([trains or 1.0, trains or 1.0, tests or 1.0])
     rates = np.array([train, valid, test], float) / eligible

@@ -1,19 +1,14 @@
 """Decoding: from a model and queries to paths, with the compute that each query spent."""
 
-from citypaths.decoding.attempts import Attempts, draw
-from citypaths.decoding.best_of import best_of, expected_best, scored, stitch, stitched
-from citypaths.decoding.budget import Budget
-from citypaths.decoding.decode import Interrupted, Moves, beam, greedy, in_parts, sample
-from citypaths.decoding.likelihood import Likelihood
-from citypaths.decoding.scorers import LOST, PathLength, Scorer, Sum, Value
+from citypaths.decoding.attempts import Attempts, best_of, draw, expected_best, stitched
+from citypaths.decoding.decode import Interrupted, beam, greedy, in_parts, sample
+from citypaths.decoding.scorers import LOST, Likelihood, PathLength, Scorer, Sum, Value
 
 __all__ = [
     "LOST",
     "Attempts",
-    "Budget",
     "Interrupted",
     "Likelihood",
-    "Moves",
     "PathLength",
     "Scorer",
     "Sum",
@@ -25,7 +20,5 @@ __all__ = [
     "greedy",
     "in_parts",
     "sample",
-    "scored",
-    "stitch",
     "stitched",
 ]

@@ -47,27 +47,16 @@ def greedy(model: PathModel, source, target, max_hops: int, **options) -> Found:
     return _decoded(_walk, model, source, target, max_hops, noise=None, **options)
 
 
-def sample(
-    model: PathModel,
-    source,
-    target,
-    max_hops: int,
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    **options,
-) -> Found:
-    """Draw every city from the model's distribution at `temperature` (Gumbel-max trick).
+def sample(model: PathModel, source, target, max_hops: int, *, seed: int = 0, **options) -> Found:
+    """Draw every city from the model's distribution (Gumbel-max trick).
 
     Checked sampling draws without replacement until a hop is legal.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is above 0, not {temperature}; greedy() is its limit")
     generator = torch.Generator(device_of(model)).manual_seed(seed)
 
     def noise(logits: Tensor) -> Tensor:
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-        return logits / temperature - torch.log(-torch.log(uniform.clamp_min(1e-20)))
+        return logits - torch.log(-torch.log(uniform.clamp_min(1e-20)))
 
     return _decoded(_walk, model, source, target, max_hops, noise=noise, **options)
 
@@ -210,7 +199,7 @@ def _beam(model: PathModel, source, target, max_hops, *, moves, loops, width):
     Log-probabilities only fall, so a path below the best finished one is given up, which changes no
     result; queries without a path in progress leave the batch at the next look.
     """
-    beams = _Beams.start(model, source, target, max_hops, width, loops)
+    beams = _Beams(model, source, target, max_hops, width, loops)
     done = []
     for t in range(1, max_hops + 1):
         if (t - 1) % SYNC_EVERY == 0:
@@ -225,34 +214,19 @@ def _beam(model: PathModel, source, target, max_hops, *, moves, loops, width):
     return tuple(column[order] for column in columns)
 
 
-@dataclass
 class _Beams:
     """The beams of the queries still in progress; `out` [Q, W, hops + 1], `total` [Q, W] log p."""
 
-    query: Tensor
-    goal: Tensor
-    city: Tensor
-    total: Tensor
-    out: Tensor
-    steps: Tensor
-    lookups: Tensor
-    state: object
-
-    @classmethod
-    def start(
-        cls, model: PathModel, source, target, max_hops: int, width: int, loops: int | None
-    ) -> _Beams:
-        queries = len(source)
-        query = torch.arange(queries, device=source.device)
-        wide = query.repeat_interleave(width)
-        city, goal = source[wide].view(queries, width), target[wide].view(queries, width)
-        out = source.new_full((queries, width, max_hops + 1), -1)
-        out[:, :, 0] = city
-        total = torch.full((queries, width), NEVER, device=source.device)
-        total[:, 0] = 0.0
-        steps, lookups = torch.zeros_like(source), torch.zeros_like(source, dtype=torch.float64)
-        state = model.reorder(model.start(source, target, loops), wide)
-        return cls(query, goal, city, total, out, steps, lookups, state)
+    def __init__(self, model: PathModel, source, target, max_hops, width, loops) -> None:
+        self.query = torch.arange(len(source), device=source.device)
+        wide = self.query.repeat_interleave(width)
+        self.city, self.goal = source[wide].view(-1, width), target[wide].view(-1, width)
+        self.out = source.new_full((len(source), width, max_hops + 1), -1)
+        self.out[:, :, 0] = self.city
+        self.total = torch.full(self.city.shape, NEVER, device=source.device)
+        self.total[:, 0] = 0.0
+        self.steps, self.lookups = torch.zeros_like(source), torch.zeros_like(source).double()
+        self.state = model.reorder(model.start(source, target, loops), wide)
 
     @property
     def arrived(self) -> Tensor:

@@ -1,18 +1,16 @@
-"""Non-neural floors: what walks, classical search and a memorizer reach on the same queries.
+"""Walks over the map, and the map of a memorizer: what needs no learning.
 
-All of them see the map (regime "open_map"); what they look at is counted. An expansion is a city
-whose out-edges are read; a look-up is one out-edge read.
+What a walk looks at is counted. An expansion is a city whose out-edges are read; a look-up is one
+out-edge read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 from numba import njit
 
-from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.great_circle import great_circle
 from citypaths.map.paths import Found, Paths
@@ -93,23 +91,3 @@ def rarest_hop(graph: CityGraph, use: np.ndarray, paths: Paths) -> np.ndarray:
 def stored_hops(graph: CityGraph, paths: list[Paths]) -> CityGraph:
     """Return the graph of only those edges that some of `paths` used: a memorizer's map."""
     return graph.with_edges(hop_use(graph, paths) > 0)
-
-
-def floors(graph: CityGraph, memory: list[Paths] | None = None) -> dict[str, Callable[..., Found]]:
-    """Return every floor as a function of (source, target), by name, cheapest first.
-
-    `memory` (training paths) adds the memorizer that stitches stored hops.
-    """
-    table: dict[str, Callable[..., Found]] = {
-        "random walk": lambda s, t: walk(graph, s, t, hop_weight=-1.0),
-        "geo-greedy": lambda s, t: walk(graph, s, t),
-        "greedy hop + to go": lambda s, t: walk(graph, s, t, hop_weight=1.0),
-        "greedy best-first": lambda s, t: best_first(graph, s, t, 0.0, 1.0),
-        "weighted A* (1.05)": lambda s, t: best_first(graph, s, t, 1.0, 1.05, reopen=False),
-        "A*": lambda s, t: best_first(graph, s, t, 1.0, 1.0),
-        "Dijkstra": lambda s, t: best_first(graph, s, t, 1.0, 0.0),
-    }
-    if memory is not None:
-        stored = stored_hops(graph, memory)
-        table["stitched hops"] = lambda s, t: best_first(stored, s, t, 1.0, 1.0)
-    return table

@@ -22,6 +22,7 @@ import torch
 from citypaths.files import (
     DataFileError,
     atomic_write,
+    digest,
     lock,
     project_root,
     records_dir,
@@ -31,7 +32,7 @@ from citypaths.files import (
     write_bytes,
     write_json,
 )
-from citypaths.sizes import SIZES, Size, digest, settings_of
+from citypaths.sizes import SIZES, Size, settings_of
 
 # What each column holds: text ("" is none), a flag, a number, or a share from 0 to 1.
 COLUMNS = {
@@ -161,7 +162,7 @@ def file_record(body: dict[str, Any]) -> Path:
         remove_parts(path.parent)
         remove_parts(folder, "results.csv")
         write_json(path, sealed(body))
-        _write_csv(folder)
+        write_csv(folder)
     return path
 
 
@@ -184,7 +185,7 @@ def publish(size: str, seed: int) -> list[Path]:
             write_bytes(moved[-1], path.read_bytes())
             path.unlink()
         for folder in (here, there):
-            _write_csv(folder)
+            write_csv(folder)
     return moved
 
 
@@ -271,10 +272,8 @@ def load_results(*folders: Path) -> pd.DataFrame:
     return table
 
 
-def largest_run(notebook: str, size: str) -> pd.DataFrame:
-    """Return the rows of a notebook's run at a size; of several runs, the one with most rows."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == notebook) & (rows["size"] == size)]
+def largest_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return of some rows of the ledger those of the run that has most of them."""
     return rows if rows.empty else rows[rows["run"] == rows["run"].value_counts().idxmax()]
 
 
@@ -301,7 +300,8 @@ def _checked_rows(body: dict[str, Any], run: str) -> list[dict[str, Any]]:
     return rows_of(body)
 
 
-def _write_csv(folder: Path) -> None:
+def write_csv(folder: Path) -> None:
+    """Write `results.csv`: every row of the runs in a folder."""
     with atomic_write(folder / "results.csv") as part:
         load_results(folder).to_csv(part, index=False, float_format="%.6g")
 

@@ -8,12 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from citypaths import decoding
-from citypaths.judging.floors import floors, hop_use, rarest_hop
 from citypaths.judging.ledger import FAMILIES, REGIMES
-from citypaths.judging.metrics import by_count
 from citypaths.judging.queries import Queries, ledger_row
-from citypaths.map.paths import Found, Paths
+from citypaths.map.paths import Found
 from citypaths.training.loop import Trained
 
 
@@ -115,45 +112,8 @@ def score_methods(methods: Iterable[Method], queries: Queries, **columns: Any) -
     return [score(queries, method.run(queries), method, **columns) for method in methods]
 
 
-def score_floors(queries: Queries, memory: list[Paths]) -> list[Scored]:
-    """Score every non-neural floor; `memory` holds the training paths of the memorizer."""
-    names = {"model": "none", "regime": "open_map"}
-    rows = queries.rows
-    return [
-        score(queries, method(rows.source, rows.target), method=name, **names)
-        for name, method in floors(queries.graph, memory).items()
-    ]
-
-
-def score_decoders(queries: Queries, arm: str, trained: Trained, seed: int = 0) -> list[Scored]:
-    """Score a trained model with every decoder, closed-book and checked by the queries' graph."""
-    check = {"checked_by": queries.graph}
-    decoders: list[tuple[str, Any, dict[str, Any]]] = [
-        ("greedy", decoding.greedy, {}),
-        ("sample", decoding.sample, {"seed": seed}),
-        ("beam 8", decoding.beam, {"width": 8}),
-        ("greedy, checked", decoding.greedy, check),
-        ("beam 8, checked", decoding.beam, {"width": 8} | check),
-    ]
-    shared = {"model": arm, "parameters": trained.model.parameters_count}
-    shared |= {"training_flops": trained.training_flops}
-    scored = []
-    for method, decoder, options in decoders:
-        found = queries.decode(decoder, trained.model, **options)
-        regime = "checked" if "checked_by" in options else "closed_book"
-        names = {"method": method, "regime": regime, "budget": options.get("width", 1)}
-        scored.append(score(queries, found, **shared, **names))
-    return scored
-
-
 def board(scored: Iterable[Scored], columns: str) -> pd.DataFrame:
     """Return the ledger columns named in `columns` (apart by spaces), one row a method."""
     scored = list(scored)
     table = pd.DataFrame([s.row for s in scored], index=[s.name for s in scored])
     return table[columns.split()]
-
-
-def well_travelled(queries: Queries, memory: list[Paths]) -> pd.Categorical:
-    """Return each query's group by how many training paths take its path's rarest hop."""
-    use = hop_use(queries.graph, memory)
-    return by_count(rarest_hop(queries.graph, use, queries.rows.paths))

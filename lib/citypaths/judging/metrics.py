@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
@@ -110,24 +108,15 @@ def over_few(values) -> tuple[float, float]:
     return float(each.mean()), float(student.ppf(0.975, len(each) - 1) * spread)
 
 
-def summarise(judged: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd.DataFrame:
-    """Return queries, every rate, and success with its Wilson interval, overall or by group."""
-    groups = (
-        judged.groupby(by, observed=True) if by is not None else judged.groupby(lambda _: "all")
-    )
-    table = groups[[r for r in RATES if r in judged]].mean()
-    table.insert(0, "queries", groups.size())
-    table["success_low"], table["success_high"] = wilson(groups["success"].sum(), table["queries"])
-    return table
-
-
 def ledger_rates(judged: pd.DataFrame) -> dict[str, float]:
     """Return the ledger's counts and rates of judged queries, their `hard` subset beside all."""
-    hard = judged[judged["hard"]]
-    low, high = wilson(hard["success"].sum(), len(hard))
-    row = summarise(judged).iloc[0].to_dict() | {"hard_queries": len(hard)}
-    row |= {"hard_success": hard["success"].mean() if len(hard) else np.nan}
-    return row | {"hard_success_low": float(low), "hard_success_high": float(high)}
+    rates = judged[[rate for rate in RATES if rate in judged]].mean()
+    row: dict[str, float] = {"queries": len(judged)} | rates.to_dict()
+    hard = judged.loc[judged["hard"], "success"]
+    for name, success in (("", judged["success"]), ("hard_", hard)):
+        low, high = wilson(success.sum(), len(success))
+        row |= {f"{name}success_low": float(low), f"{name}success_high": float(high)}
+    return row | {"hard_queries": len(hard), "hard_success": hard.mean()}
 
 
 def by_hops(hops: np.ndarray) -> pd.Categorical:

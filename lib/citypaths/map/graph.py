@@ -81,7 +81,7 @@ class CityGraph:
     @cached_property
     def sphere(self) -> np.ndarray:
         """Points on the unit sphere, float64 [n, 3]."""
-        return np.ascontiguousarray(unit_sphere(self.lat, self.lon))
+        return unit_sphere(self.lat, self.lon)
 
     @cached_property
     def neighbour_table(self) -> np.ndarray:

@@ -43,6 +43,12 @@ class Paths:
         inner = path[:-1] == path[1:]
         return path[:-1][inner], tokens[:-1][inner], tokens[1:][inner]
 
+    def leads(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return whether each path goes from its source to its target, bool [paths]."""
+        tokens = np.append(self.tokens, PAD)  # where an empty path is the last
+        first, last = tokens[self.offsets[:-1]], tokens[self.offsets[1:] - 1]
+        return (self.lengths > 0) & (first == source) & (last == target)
+
     @classmethod
     def from_lists(cls, paths: Sequence[Sequence[int]]) -> Paths:
         """Build from a sequence of id sequences."""

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import config, njit
 from scipy.sparse import csr_array
 
 from citypaths.files import free_memory, require_memory
@@ -34,42 +34,36 @@ ROOM = 2**25  # tokens
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
+class Layout(NamedTuple):
     """A graph as the sweep reads it; `into` are the cities with an edge to each city."""
 
-    cities: int
-    base: float
-    ids: np.dtype
     keys: np.ndarray
     into_indptr: np.ndarray
     into: np.ndarray
     orders: np.ndarray
-
-    @property
-    def bytes_a_tree(self) -> int:
-        return self.cities * (8 + self.ids.itemsize)
+    base: float
 
 
 @lru_cache(maxsize=2)  # it keeps the graphs in memory
-def pack(graph: CityGraph) -> Packed:
+def layout(graph: CityGraph) -> Layout:
     """Lay a graph out for `relax_block`."""
-    n = len(graph)
-    base = 1 << max(16, n.bit_length())
+    n, base = len(graph), float(1 << max(16, len(graph).bit_length()))
     ones = np.ones(len(graph.indices), np.int8)
     into = csr_array((ones, graph.indices, graph.indptr), shape=(n, n)).T.tocsr()
-    west_east = graph.order
     south_north = np.lexsort((graph.lon, graph.lat)).astype(np.int32)
-    orders = [west_east[::-1], west_east, south_north, south_north[::-1]]
-    return Packed(
-        cities=n,
-        base=float(base),
-        ids=np.dtype(np.uint16 if base == 1 << 16 else np.uint32),
-        keys=graph.mm + graph.indices / base,
-        into_indptr=into.indptr.astype(np.int64),
-        into=into.indices.astype(np.int32),
-        orders=np.stack(orders[:1] if graph.orientation == "eastward" else orders),
-    )
+    orders = [graph.order[::-1], graph.order, south_north, south_north[::-1]]
+    orders = np.stack(orders[:1] if graph.orientation == "eastward" else orders)
+    ends, ids = into.indptr.astype(np.int64), into.indices.astype(np.int32)
+    return Layout(graph.mm + graph.indices / base, ends, ids, orders, base)
+
+
+def _ids(graph: CityGraph) -> np.dtype:
+    """The type of the ids of cities, and of one past the last."""
+    return np.dtype(np.uint16 if len(graph) < 2**16 else np.uint32)
+
+
+def _bytes(graph: CityGraph, trees: int) -> int:
+    return trees * len(graph) * (8 + _ids(graph).itemsize)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -175,22 +169,22 @@ class Block:
         next_city: [trees, cities], as in `Trees` but a row a tree, which fits a near cache.
     """
 
-    def __init__(self, packed: Packed, width: int) -> None:
-        self.number = -1
-        self._tables = np.empty(packed.cities * width), np.empty(packed.cities * width, packed.ids)
-        self._room, self._last = np.empty(0, packed.ids), 0
+    def __init__(self, graph: CityGraph, width: int) -> None:
+        self.graph, cells = graph, len(graph) * width
+        self._tables = np.empty(cells), np.empty(cells, _ids(graph))
+        self._room, self._last = np.empty(0, _ids(graph)), 0
 
-    def settle(self, graph: CityGraph, packed: Packed, targets: np.ndarray) -> None:
-        n, trees, self.targets = len(graph), len(targets), targets
+    def settle(self, number: int, targets: np.ndarray) -> None:
+        """Fill the arrays with the trees of other targets."""
+        n, trees, laid = len(self.graph), len(targets), layout(self.graph)
+        self.number, self.targets = number, targets
         self.mm = self._tables[0][: n * trees].reshape(n, trees)
         self.next_city = self._tables[1][: n * trees].reshape(trees, n)
-        edges = (graph.indptr, graph.indices, packed.keys, packed.into_indptr, packed.into)
-        farthest = relax_block(*edges, packed.orders, packed.base, targets, self.mm, self.next_city)
-        if farthest >= 2**53 / packed.base:
-            km = farthest / 1e6
-            raise ValueError(
-                f"{graph} has a shortest path of {km:,.0f} km: too long to sum exactly"
-            )
+        edges = (self.graph.indptr, self.graph.indices, *laid)
+        farthest = relax_block(*edges, targets, self.mm, self.next_city)
+        if farthest >= 2**53 / laid.base:
+            what = f"{self.graph} has a shortest path of {farthest / 1e6:,.0f} km"
+            raise ValueError(f"{what}: too long to sum exactly")
 
     def follow(self, sources: np.ndarray, trees: np.ndarray) -> Paths:
         """Return the path from each source [m] in the tree [m] of the same place.
@@ -208,12 +202,14 @@ class Block:
 
 
 def in_order(
-    function: Callable[..., Result], jobs: Iterable[tuple], threads: int
+    function: Callable[..., Result], jobs: Iterable[tuple], threads: int | None = None
 ) -> Iterator[Result]:
-    """Yield `function(*job)` of each job, in order, computed in threads.
+    """Yield `function(*job)` of each job, in order, computed in threads (default: one a core).
 
-    At most one result more than there are threads waits to be taken, so results may be large.
+    It is for compiled functions that let other threads run. At most one result more than there are
+    threads waits to be taken, so results may be large.
     """
+    threads = threads or config.NUMBA_NUM_THREADS  # numba's own would set torch's number of threads
     pool, pending = ThreadPoolExecutor(threads), deque()
     try:
         for job in jobs:
@@ -241,17 +237,17 @@ def over_blocks(
     for targets in blocks:
         if not ((targets >= 0) & (targets < len(graph))).all():
             raise ValueError(f"targets are ids from 0 to {len(graph) - 1}")
-    packed, width = pack(graph), max(map(len, blocks), default=0)
-    threads = min(threads or get_num_threads(), len(blocks)) or 1
+    width = max(map(len, blocks), default=0)
+    threads = min(threads or config.NUMBA_NUM_THREADS, len(blocks)) or 1
     what = f"{threads} times {width} trees of {graph}"
-    require_memory(threads * width * packed.bytes_a_tree, what, "use fewer threads")
-    spare = [Block(packed, width) for _ in range(threads)]
+    require_memory(_bytes(graph, threads * width), what, "use fewer threads")
+    layout(graph)  # once, before the threads ask for it
+    spare = [Block(graph, width) for _ in range(threads)]
 
     def work(number: int, targets: np.ndarray) -> Result:
         block = spare.pop()
-        block.number = number
         try:
-            block.settle(graph, packed, targets)
+            block.settle(number, targets)
             return use(block)
         finally:
             spare.append(block)
@@ -272,13 +268,11 @@ def shortest_path_trees(graph: CityGraph, targets) -> Trees:
         MemoryError: so many trees do not fit into memory; the message says how much each takes.
     """
     targets = np.atleast_1d(np.asarray(targets, np.int32))
-    packed, shape = pack(graph), (len(graph), len(targets))
-    fit = f"at most {int(free_memory() / packed.bytes_a_tree):,} fit at once"
+    fit = f"at most {int(free_memory() / _bytes(graph, 1)):,} fit at once"
     remedy = f"{fit}; over_blocks goes through any number, a block at a time"
-    what = f"{len(targets):,} trees of {graph}"
-    require_memory(packed.bytes_a_tree * len(targets), what, remedy)
-    mm, next_city = np.empty(shape), np.empty(shape[::-1], packed.ids)
-
+    require_memory(_bytes(graph, len(targets)), f"{len(targets):,} trees of {graph}", remedy)
+    mm = np.empty((len(graph), len(targets)))
+    next_city = np.empty((len(targets), len(graph)), _ids(graph))
     width = min(BLOCK, max(16, -(-len(targets) // 4)))  # several blocks a thread
     order = np.argsort(targets, kind="stable")  # neighbours share a block, and most of its work
     columns = in_blocks(order, width)[::-1]  # the eastern ones, which take longest, first

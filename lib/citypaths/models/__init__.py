@@ -3,8 +3,7 @@
 from citypaths.models.base import Network, PathModel, build, register, registered
 from citypaths.models.memoryless import Memoryless
 from citypaths.models.rnn import RNN
-from citypaths.models.sequence import SequenceModel
-from citypaths.models.transformer import Transformer
+from citypaths.models.transformer import SequenceModel, Transformer
 
 __all__ = [
     "RNN",

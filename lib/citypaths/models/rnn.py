@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,6 @@ from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import (
     CityInput,
-    Coordinates,
     Endpoints,
     Head,
     PathModel,
@@ -19,36 +19,23 @@ from citypaths.models.base import (
     taken,
 )
 
-Recurrent = Literal["orthogonal", "identity", "chain", "identity_chain"]
-
-
-def recurrent_matrix(width: int, kind: Recurrent, alpha: float = 1.02) -> Tensor:
-    """Return an initial recurrent weight [width, width] for nn.RNN's `W h`.
-
-    "chain" (Orhan and Pitkow 2020) is non-normal: unit i feeds unit i + 1 with gain `alpha`, on
-    the subdiagonal because torch multiplies W from the left.
-    """
-    if kind == "orthogonal":
-        return nn.init.orthogonal_(torch.empty(width, width))
-    chain = alpha * torch.diag(torch.ones(width - 1), -1)
-    matrices = {"identity": torch.eye(width), "chain": chain}
-    matrices["identity_chain"] = (torch.eye(width) + chain) / 2
-    if kind not in matrices:
-        raise ValueError(f"recurrent is orthogonal, {', '.join(matrices)}, not {kind!r}")
-    return matrices[kind]
+# Initial recurrent weights [width, width] of the candidate gate, by name.
+RECURRENT: dict[str, Callable[[int], Tensor]] = {
+    "orthogonal": lambda width: nn.init.orthogonal_(torch.empty(width, width))
+}
 
 
 @register("rnn")
 class RNN(PathModel):
-    """A stack of GRU or LSTM layers over the cities of the path so far.
+    """A GRU or LSTM over the cities of the path so far.
 
     Args:
         graph: decides the vocabulary and the coordinates.
-        cell: "gru" or "lstm". width: hidden units a layer. layers: depth of the stack.
+        cell: "gru" or "lstm". width: hidden units.
         loops: inner steps a city: the cells see its input so often before the head reads them.
         softmaxes: mixture components of the head. tied: share output and input vectors.
-        recurrent: initial recurrent weights of the candidate gate.
-        ids, coordinates, endpoints: see `CityInput`.
+        recurrent: of `RECURRENT`, how the candidate gate begins.
+        coordinates, endpoints: see `CityInput`.
     """
 
     def __init__(
@@ -57,50 +44,43 @@ class RNN(PathModel):
         *,
         cell: Literal["gru", "lstm"] = "gru",
         width: int = 128,
-        layers: int = 1,
         loops: int = 1,
-        dropout: float = 0.0,
         softmaxes: int = 1,
         tied: bool = False,
-        recurrent: Recurrent = "orthogonal",
-        ids: bool = True,
-        coordinates: Coordinates = "none",
+        recurrent: str = "orthogonal",
+        coordinates: str = "none",
         endpoints: Endpoints = "every_step",
     ) -> None:
         super().__init__()
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell is gru or lstm, not {cell!r}")
-        if tied and not ids:
-            raise ValueError("tied output vectors are the ids' embedding: ids=False has none")
-        self.cities, self.cell, self.layers, self.width = len(graph), cell, layers, width
-        self.loops = loops
-        self.inputs = CityInput(graph, width, ids=ids, coordinates=coordinates, endpoints=endpoints)
+        if recurrent not in RECURRENT:
+            raise ValueError(f"recurrent is {', '.join(RECURRENT)}, not {recurrent!r}")
+        self.cities, self.cell, self.width, self.loops = len(graph), cell, width, loops
+        self.inputs = CityInput(graph, width, coordinates=coordinates, endpoints=endpoints)
         kind = nn.GRU if cell == "gru" else nn.LSTM
-        inner = dropout if layers > 1 else 0.0
-        self.rnn = kind(width, width, layers, batch_first=True, dropout=inner)
-        self.dropout = nn.Dropout(dropout)
+        self.rnn = kind(width, width, batch_first=True)
         self.head = Head(width, len(graph), softmaxes, self.inputs.embedding if tied else None)
         self._initialise(recurrent)
 
-    def _initialise(self, recurrent: Recurrent) -> None:
+    @torch.no_grad()
+    def _initialise(self, recurrent: str) -> None:
         gates = 3 if self.cell == "gru" else 4
-        for layer in range(self.layers):
-            weight = getattr(self.rnn, f"weight_hh_l{layer}").data
-            blocks = [recurrent_matrix(self.width, "orthogonal") for _ in range(gates)]
-            candidate = 2  # GRU: reset, update, new; LSTM: input, forget, cell, output
-            blocks[candidate] = recurrent_matrix(self.width, recurrent)
-            weight.copy_(torch.cat(blocks))
-            for name in ("bias_ih", "bias_hh"):
-                nn.init.zeros_(getattr(self.rnn, f"{name}_l{layer}"))
-            if self.cell == "lstm":  # Jozefowicz et al. 2015: start by remembering
-                getattr(self.rnn, f"bias_ih_l{layer}").data[self.width : 2 * self.width] = 1.0
+        blocks = [RECURRENT["orthogonal"](self.width) for _ in range(gates)]
+        candidate = 2  # GRU: reset, update, new; LSTM: input, forget, cell, output
+        blocks[candidate] = RECURRENT[recurrent](self.width)
+        self.rnn.weight_hh_l0.copy_(torch.cat(blocks))
+        for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
+            nn.init.zeros_(bias)
+        if self.cell == "lstm":  # Jozefowicz et al. 2015: start by remembering
+            self.rnn.bias_ih_l0[self.width : 2 * self.width] = 1.0
 
     def forward(self, batch: Batch, loops: int | None = None) -> Tensor:
         """Return logits [B, T, V]; `loops` are inner steps a city."""
         state = self.start(batch.source, batch.target, loops)
         inputs = self.inputs(batch.cities, state["goal"][:, None])
-        hidden, _ = self._run(self.dropout(inputs), state["memory"], state["loops"])
-        return self.head(self.dropout(hidden))
+        hidden, _ = self._run(inputs, state["memory"], state["loops"])
+        return self.head(hidden)
 
     def _run(self, inputs: Tensor, memory, loops: int) -> tuple[Tensor, Any]:
         """Run the cells over inputs [B, T, width], `loops` times each; return states [B, T, .]."""
@@ -135,7 +115,7 @@ class RNN(PathModel):
     @property
     def _cell_flops(self) -> int:
         gates = 3 if self.cell == "gru" else 4
-        return self.layers * 2 * gates * self.width * 2 * self.width
+        return 2 * gates * self.width * 2 * self.width
 
     def flops_per_step(self, loops: int | None = None) -> int:
         """Matrix products of the input, the cells and the head."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from citypaths.files import DataFileError, read_sealed
+from citypaths.files import DataFileError, atomic_write, read_sealed, sha256
 from citypaths.models import PathModel, build
 
 
@@ -43,12 +43,15 @@ def unpack(tensors: dict[str, Tensor], model: PathModel, optimizer: torch.optim.
         torch.cuda.set_rng_state(tensors["random_cuda"], device)
 
 
-def seal(
-    head: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors on the CPU and the metadata, with a digest, that make a checkpoint."""
+def write_checkpoint(path: Path, head: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a head and tensors as one file with a digest of both, whole or not at all."""
     copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return copies, {"run": json.dumps(head | {"sha256": _digest(head, copies)})}
+    metadata = {"run": json.dumps(head | {"sha256": _digest(head, copies)})}
+    with atomic_write(path) as part:
+        try:
+            save_file(copies, part, metadata=metadata)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
 
 
 def _weights(model: PathModel) -> dict[str, Tensor]:
@@ -60,11 +63,11 @@ def _weights(model: PathModel) -> dict[str, Tensor]:
 
 def _digest(head: dict, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of everything in a checkpoint: safetensors itself would not notice a flipped bit."""
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    parts = [json.dumps(head, sort_keys=True).encode()]
     for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        parts.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        parts.append(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256(*parts)
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -12,12 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,36 +23,91 @@ from citypaths.data.batches import Batch, Batches, own_input
 from citypaths.data.dataset import Dataset
 from citypaths.files import (
     DataFileError,
-    atomic_write,
     digest,
     remove_parts,
     sealed,
     write_json,
 )
 from citypaths.models import PathModel, build
-from citypaths.training.checkpoints import (
-    load_history,
-    load_trained,
-    pack,
-    read_checkpoint,
-    seal,
-    unpack,
-)
-from citypaths.training.compute import training_flops
+from citypaths.training.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
 from citypaths.training.distributed import Team, join
-from citypaths.training.settings import TrainSettings
 
-__all__ = [
-    "Diverged",
-    "Evaluate",
-    "TrainSettings",
-    "Trained",
-    "load_history",
-    "load_trained",
-    "own_input",
-    "read_checkpoint",
-    "train",
-]
+Schedule = Literal["cosine", "constant-decay"]
+WARM_SHARE = 0.05  # of the steps, before the cosine
+WARM_STEPS, DECAY_SHARE = 100, 0.15  # of "constant-decay": a warm-up alike for every length
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+        steps, batch_tokens: length of the run, padded tokens a batch.
+        learning_rate: the highest, after a warm-up.
+        schedule: "cosine" falls to 0 after the warm-up. "constant-decay" stays, and falls in a
+            line to 0 over the last 15 % of the steps; until there, runs of any length are the same
+            (Hägele et al. 2024).
+        evaluations: how often to evaluate, the last at the end: spaced geometrically, or, for
+            "constant-decay" and more than one, at 25 steps and each time the steps have doubled.
+        hindsight: share of paths cut at random to a sub-path, itself a shortest path.
+        own_input: probability of feeding the model its own prediction (observational dropout).
+        save_seconds: between checkpoints.
+        compile, bf16: torch.compile and bfloat16 autocast; None means on CUDA only.
+    """
+
+    steps: int
+    batch_tokens: int = 2048
+    learning_rate: float = 8e-3
+    schedule: Schedule = "cosine"
+    seed: int = 0
+    evaluations: int = 8
+    hindsight: float = 0.0
+    own_input: float = 0.0
+    save_seconds: float = 20.0
+    compile: bool | None = None
+    bf16: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"training takes at least one step, not {self.steps}")
+        if self.schedule not in ("cosine", "constant-decay"):
+            raise ValueError(f"schedule is cosine or constant-decay, not {self.schedule!r}")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides the outcome: all but how often it is saved."""
+        return {k: v for k, v in asdict(self).items() if k != "save_seconds"}
+
+    @property
+    def stable_steps(self) -> int:
+        """Steps that a "constant-decay" run shares with longer ones; 0 for "cosine"."""
+        decay = max(1, round(DECAY_SHARE * self.steps))
+        return self.steps - decay if self.schedule == "constant-decay" else 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        if self.schedule == "constant-decay":
+            warm = min(1.0, (step + 1) / WARM_STEPS)
+            left = (self.steps - step) / (self.steps - self.stable_steps + 1)
+            return self.learning_rate * warm * min(1.0, left)
+        warm = max(1, round(WARM_SHARE * self.steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * (step - warm) / (self.steps - warm + 1)))
+        )
+
+    def evaluation_steps(self) -> list[int]:
+        """Return the numbers of finished steps after which to evaluate."""
+        first, n = min(25, self.steps), max(1, self.evaluations)
+        if self.schedule == "constant-decay":
+            doubled = [25 * 2**i for i in range(self.steps.bit_length())] if n > 1 else []
+            return sorted({self.steps, *(step for step in doubled if step < self.steps)})
+        ratio = (self.steps / first) ** (1 / max(1, n - 1))
+        return sorted({self.steps, *(round(first * ratio**i) for i in range(n - 1))})
+
 
 LOG_EVERY = 20
 CLIP = 1.0  # largest norm of the gradient
@@ -98,7 +151,7 @@ def train(
     batch; all return the same. Rank 0 alone evaluates, and reads and writes the folder. Batches do
     not depend on the number of processes, and a checkpoint may be gone on from with another number
     of them. With the same number a stopped run ends with the same bits. With another, weights
-    agree to rounding, unless torch draws at random (dropout, `own_input`): one process goes on
+    agree to rounding, unless torch draws at random (noise, `own_input`): one process goes on
     from the state saved, several seed each step from (seed, step, rank).
 
     Raises:
@@ -113,9 +166,15 @@ def train(
     with team.hold(folder / ".lock"):
         run.resume()
         run.go()
-    history = pd.DataFrame(run.history)
-    spent = training_flops(model, run.tokens, run.extra)
-    return Trained(model, history, run.step, spent, run.seconds, folder)
+    forwards = 1.0 if settings.own_input else 0.0
+    spent = training_flops(model, run.tokens, forwards)
+    return Trained(model, pd.DataFrame(run.history), run.step, spent, run.seconds, folder)
+
+
+def training_flops(model: PathModel, tokens: int, more_forwards: float = 0.0) -> int:
+    """Return operations to train on `tokens` steps, with any further forward passes."""
+    per_step = model.training_flops_per_step + more_forwards * model.flops_per_step()
+    return int(per_step * tokens)
 
 
 class _Run:
@@ -136,19 +195,17 @@ class _Run:
         )
         self.step, self.tokens, self.seconds, self.finished = 0, 0, 0.0, False
         self.history: list[dict[str, float]] = []
-        self.extra = 1.0 if settings.own_input else 0.0
         on_cuda = device.type == "cuda"
         self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
         compiled = on_cuda if settings.compile is None else settings.compile
-        self.loss = team.loss_of(model, compiled)
+        self.loss = torch.compile(model.loss, dynamic=True) if compiled else model.loss
         self.trouble = torch.zeros((), device=device)
 
     @property
     def identity(self) -> dict:
         """What must agree between a checkpoint and a run that goes on from it."""
-        recipe = self.batches.dataset.recipe.to_json()
-        trained = {k: v for k, v in asdict(self.settings).items() if k != "save_seconds"}
-        identity = {"model": self.model.settings, "train": trained, "dataset": recipe}
+        data = self.batches.dataset.recipe.to_json()
+        identity = {"model": self.model.settings, "train": self.settings.decisive, "dataset": data}
         return json.loads(json.dumps(identity))  # tuples become lists, as in the file
 
     def go(self) -> None:
@@ -191,9 +248,10 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if self.settings.own_input:
                 batch = own_input(self.model, batch, self.settings.own_input)
-            loss = self.loss(batch, weight)
+            loss = self.loss(batch) if weight is None else self.loss(batch) * weight
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.team.average(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.trouble += (loss.detach() + norm) * 0  # NaN and infinity stay NaN; read now and then
@@ -244,12 +302,7 @@ class _Run:
         if path == self._file:
             # The history goes first: beside a finished checkpoint, which is final, it is whole.
             write_json(self.folder / "history.json", sealed(head))
-        with atomic_write(path) as part:
-            copies, metadata = seal(head, pack(self.model, self.optimizer))
-            try:
-                save_file(copies, part, metadata=metadata)
-            except SafetensorError as error:  # such as a full disk
-                raise OSError(str(error)) from error
+        write_checkpoint(path, head, pack(self.model, self.optimizer))
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one; rank 0 reads it for all."""

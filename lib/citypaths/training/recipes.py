@@ -7,14 +7,14 @@ To change how long, in what batches or how fast anything is trained, edit this f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
 from citypaths.map.graph import CityGraph
 from citypaths.models import build
 from citypaths.sizes import Size, get_size
-from citypaths.training.settings import Schedule, TrainSettings
+from citypaths.training.loop import Schedule, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,81 +50,74 @@ class Recipe:
     def training(self, graph: CityGraph, seed: int) -> TrainSettings:
         """Return how to train on a graph: at least one step, and as many as the budget allows."""
         per_step = build(self.model, graph, **self.settings).training_flops_per_step
-        shared = {name: getattr(self, name) for name in SHARED}
+        shared = {
+            f.name: getattr(self, f.name) for f in fields(TrainSettings) if hasattr(self, f.name)
+        }
         steps = max(1, int(self.budget / (per_step * self.batch_tokens)))
         return TrainSettings(steps, seed=seed, **shared)
 
 
-SHARED = ("batch_tokens", "learning_rate", "schedule", "evaluations", "hindsight", "own_input")
+def cell(label: str) -> dict[str, Any]:
+    """Return the settings of an "rnn" whose label is cell-width, such as "gru-128"."""
+    kind, width = label.split("-")
+    return {"cell": kind, "width": int(width), "tied": True}
 
-# The table. Columns of numbers are of these sizes; a width that is a float is a factor of WIDTH.
+
+# The table. Four numbers in a row are of these sizes.
 SIZES = ("tiny", "small", "medium", "full")
+Numbers = tuple[float | None, ...]
 SEEDS = (1, 1, 3, 3)
-WIDTH = (32, 128, 128, 512)
-BATCH_TOKENS = (2_048, 2_048, 4_096, 32_768)
-LEARNING_RATE = (8e-3, 8e-3, 8e-3, 3e-3)
+TOKENS: Numbers = (2_048, 2_048, 4_096, 32_768)
+RATE: Numbers = (8e-3, 8e-3, 8e-3, 3e-3)
+QUARTER, HALF, WIDTH, DOUBLE, FOURFOLD = (
+    (8, 32, 32, 128), (16, 64, 64, 256), (32, 128, 128, 512), (64, 256, 256, 1024),
+    (128, 512, 512, 2048),
+)  # fmt: skip
 
-# Notebook 03: cells and widths.
-BASELINES: dict[str, dict[str, float]] = {
-    "tiny": {"gru-16": 5.7e9, "gru-32": 1.41e10, "lstm-32": 1.56e10},
-    "small": {"gru-64": 3.28e11, "gru-128": 9.37e11, "gru-256": 3.002e12, "lstm-128": 1.1e12},
-    "medium": {
-        "gru-64": 7.102e12, "gru-128": 1.562e13, "gru-256": 3.687e13, "lstm-128": 1.642e13,
-    },
-    "full": {"gru-256": 2.3354e16, "gru-512": 5.0316e16, "lstm-512": 5.2378e16},
-}  # fmt: skip
-# "Why 2021 failed": the arm of each size, and the two-way graphs on which it is trained.
+
+@dataclass(frozen=True)
+class Row:
+    """Recipes of an arm at every size. A budget of None: no such arm there."""
+
+    model: str
+    settings: dict[str, Any]
+    budget: Numbers
+    tokens: Numbers = TOKENS
+    rate: Numbers = RATE
+    evaluations: int = 1
+
+
+# Notebook 03: cells by width.
+BASELINES: dict[str, Numbers] = {
+    "gru-16": (5.7e9, None, None, None),
+    "gru-32": (1.41e10, None, None, None),
+    "lstm-32": (1.56e10, None, None, None),
+    "gru-64": (None, 3.28e11, 7.102e12, None),
+    "gru-128": (None, 9.37e11, 1.562e13, None),
+    "gru-256": (None, 3.002e12, 3.687e13, 2.3354e16),
+    "gru-512": (None, None, None, 5.0316e16),
+    "lstm-128": (None, 1.1e12, 1.642e13, None),
+    "lstm-512": (None, None, None, 5.2378e16),
+}
+PRIORS = ("gru-32", "gru-128", "gru-512")  # whose priors are varied
+# "Why 2021 failed": the arm of each size, and the sizes with a two-way graph it is trained at.
 WATERFALL = ("gru-32", "gru-64", "gru-64", "gru-1024")
-TWO_WAY: dict[str, dict[str, tuple[float, int, float]]] = {
-    # arm: budget, tokens a batch, learning rate
-    "tiny_two_way": {"gru-32": (9.4e9, 2_048, 8e-3)},
-    "small_two_way": {"gru-64": (3.28e11, 2_048, 8e-3)},
-    "replica": {"gru-64": (5.77e12, 4_096, 8e-3), "gru-1024": (2.2754e16, 32_768, 3e-3)},
-}
+TWO_WAY = ("tiny_two_way", "small_two_way", "replica")
 
-# Notebook 04, the race, at equal budgets. The learning rate is RACE_RATE or half of it: the better
-# on validation queries of `medium` at a third of the budget (the widest arm diverges at all of it).
-RACE_BUDGET = (2e9, 4e11, 4e12, 1e17)
-RACE_TOKENS = (512, 512, 512, 16_384)
-RACE_RATE = (1.6e-2, 1.6e-2, 1.6e-2, 3e-3)
+# Notebook 04, the race, and the ladder of notebook 05: equal budgets, and the learning rate that is
+# better on validation queries of `medium` at a third of the budget (wide arms diverge at it).
+RACE = ((2e9, 4e11, 4e12, 1e17), (512, 512, 512, 16_384), (1.6e-2, 1.6e-2, 1.6e-2, 3e-3))
+SLOWER = (*RACE[:2], (8e-3, 8e-3, 8e-3, 1.5e-3))
+SLOWEST = (*RACE[:2], (4e-3, 4e-3, 4e-3, 7.5e-4))
 GRU = {"cell": "gru", "tied": True}
-SAMPLED = {"width": 1.0, "loops": 4, "sampled": (1, 8), "backprop": 4}
-RACE: dict[str, tuple[str, dict[str, Any], float]] = {
-    # arm: model, settings, times the learning rate
-    "transformer": ("transformer", {"width": 1.0, "layers": 1}, 1),
-    "transformer-deep": ("transformer", {"width": 1.0, "layers": 4}, 1),
-    "gru": ("rnn", GRU | {"width": 1.0}, 1),
-    "gru-wide": ("rnn", GRU | {"width": 2.0}, 0.5),
-    "gru-think": ("rnn", GRU | {"width": 1.0, "loops": 4}, 1),
-    "feedback": ("feedback", {"width": 1.0, "layers": 1}, 1),
-    "looped-fixed": ("looped", {"width": 1.0, "loops": 4}, 1),
-    "looped-sampled": ("looped", SAMPLED, 1),
-    "looped-noise": ("looped", SAMPLED | {"noise": 0.5}, 1),
-    "act": ("act", {"width": 1.0, "loops": 8}, 0.5),
-    "ponder": ("ponder", {"width": 1.0, "loops": 4}, 0.5),
-    "top": ("top_recurrent", {"width": 1.0, "loops": 4}, 0.5),
-}
-# Notebook 05, the ladder: GRUs of several widths at the race's budgets, two of which are the race's
-# own. The learning rate is lower in proportion to widths above 1.
-LADDER: dict[float, str] = {0.25: "", 0.5: "", 1.0: "gru", 2.0: "gru-wide", 4.0: ""}
+LOOPED = {"width": WIDTH, "loops": 4}
+SAMPLED = LOOPED | {"sampled": (1, 8), "backprop": 4}
 
-# Notebooks 05 and 06: other networks. Of the size where they name no batch or rate: None.
-OTHERS: dict[str, tuple[dict[str, Any], int | None, float | None, tuple[float, ...]]] = {
-    # arm and model: settings, tokens a batch, learning rate, budgets
-    "value": (
-        {"finest": 0.01, "inside": 0.0}, 4_096, None, (4.63e10, 3.083e11, 7.71e11, 1.54141e13),
-    ),
-    "reach": ({"inside": 0.5}, 4_096, None, (4.03e10, 2.681e11, 6.701e11, 1.3401e13)),
-    "judge": ({"attempts": 2}, 2_048, None, (5.2e10, 4.4e11, 8.03e11, 1.01e13)),
-    "planner": ({"tied": True}, None, None, (7.5e9, 4.8e11, 7.86e12, 2.5192e16)),
-    "masked": (
-        {"width": 0.5, "layers": 2}, None, 1.2e-2, (2.43e10, 1.558e12, 1.951e13, 5.7972e16),
-    ),
-    "conductor": ({"width": 1.0}, None, 4e-3, (3.81e10, 2.717e12, 3.596e13, 1.1151e17)),
-}  # fmt: skip
-REFINEMENT = ("masked", "conductor")
+# Notebook 03, queries held out first: equal budgets. The rate is the best of a few at `small` for
+# one of the arms; rates and batches are not tuned alike yet.
+HELD_OUT = ((8e9, 2e12, 4e12, None), (512,) * 4, (4e-3,) * 4)
 
-# Notebook 07: memories that read new maps.
+# Notebook 07: settings of memories that read new maps.
 EPISODES_A_BATCH, EPISODES_TOKENS, EPISODES_WIDTH = 32, 2_048, 48
 LSTM, WHOLE = {"kind": "lstm"}, {"kind": "transformer", "layers": 2}
 XL = {"kind": "xl", "layers": 2, "segment": 16, "memory": 48}
@@ -134,22 +127,92 @@ NTM = {"kind": "ntm", "slots": 32, "word": 24}
 DNC = NTM | {"kind": "dnc", "heads": 2}
 MENDED = DNC | {"improved": True}
 ASSOCIATIVE, PLASTIC = {"kind": "associative", "copies": 4}, {"kind": "plastic"}
-EPISODES: dict[str, tuple[dict[str, Any], float, tuple[float, ...]]] = {
-    # arm: settings, learning rate, budgets
-    "lstm": (LSTM, 1e-2, (2.4e9, 1.151e11, 3.452e11, 1.1506e13)),
-    "transformer": (WHOLE, 1e-2, (3.1e9, 1.54e11, 4.61e11, 1.53591e13)),
-    "xl": (XL, 1e-2, (5e9, 2.21e11, 6.63e11, 2.2084e13)),
-    "compressive": (SQUEEZED, 1e-2, (4e9, 1.76e11, 5.27e11, 1.7554e13)),
-    "memorizing": (NEAREST, 1e-2, (4e9, 1.91e11, 5.72e11, 1.9064e13)),
-    "ntm": (NTM, 1e-2, (3e9, 1.33e11, 3.99e11, 1.3283e13)),
-    "dnc": (DNC, 1e-2, (3.2e9, 1.57e11, 4.691e11, 1.5637e13)),
-    "dnc-mended": (MENDED, 1e-2, (4e9, 1.67e11, 5e11, 1.6643e13)),
-    "associative": (ASSOCIATIVE, 1e-2, (2.3e9, 1.133e11, 3.4e11, 1.1322e13)),
-    "plastic": (PLASTIC, 5e-3, (5e9, 2.28e11, 6.83e11, 2.2762e13)),
-    "lstm, longer": (LSTM, 1e-2, (9.3e9, 4.603e11, 1.381e12, 4.60221e13)),
-    "transformer, longer": (WHOLE, 1e-2, (1.3e10, 6.15e11, 1.8431e12, 6.14361e13)),
-}
 EPISODES_AT_TINY = ("lstm", "xl", "dnc", "lstm, longer")
+
+
+def _memory(settings: dict[str, Any], budget: Numbers, rate: float = 1e-2) -> Row:
+    of_all = {"width": EPISODES_WIDTH} | settings
+    return Row("episodes", of_all, budget, (EPISODES_TOKENS,) * 4, (rate,) * 4, evaluations=10)
+
+
+TABLE: dict[str, dict[str, Row]] = {
+    "baselines": {
+        arm: Row("rnn", cell(arm), budget, evaluations=8) for arm, budget in BASELINES.items()
+    },
+    "waterfall": {  # three numbers a row, of the two-way sizes
+        "gru-32": Row("rnn", cell("gru-32"), (9.4e9, None, None)),
+        "gru-64": Row("rnn", cell("gru-64"), (None, 3.28e11, 5.77e12)),
+        "gru-1024": Row(
+            "rnn", cell("gru-1024"), (None, None, 2.2754e16), (32_768,) * 3, (3e-3,) * 3
+        ),
+    },
+    "priors": {arm: Row("rnn", cell(arm), BASELINES[arm]) for arm in PRIORS},
+    "race": {
+        "transformer": Row("transformer", {"width": WIDTH, "layers": 1}, *RACE),
+        "transformer-deep": Row("transformer", {"width": WIDTH, "layers": 4}, *RACE),
+        "gru": Row("rnn", GRU | {"width": WIDTH}, *RACE),
+        "gru-wide": Row("rnn", GRU | {"width": DOUBLE}, *SLOWER),
+        "gru-think": Row("rnn", GRU | {"width": WIDTH, "loops": 4}, *RACE),
+        "feedback": Row("feedback", {"width": WIDTH, "layers": 1}, *RACE),
+        "looped-fixed": Row("looped", LOOPED, *RACE),
+        "looped-sampled": Row("looped", SAMPLED, *RACE),
+        "looped-noise": Row("looped", SAMPLED | {"noise": 0.5}, *RACE),
+        "act": Row("act", LOOPED | {"loops": 8}, *SLOWER),
+        "ponder": Row("ponder", LOOPED, *SLOWER),
+        "top": Row("top_recurrent", LOOPED, *SLOWER),
+    },
+    "ladder": {
+        "gru-quarter": Row("rnn", GRU | {"width": QUARTER}, *RACE),
+        "gru-half": Row("rnn", GRU | {"width": HALF}, *RACE),
+        "gru": Row("rnn", GRU | {"width": WIDTH}, *RACE),
+        "gru-wide": Row("rnn", GRU | {"width": DOUBLE}, *SLOWER),
+        "gru-widest": Row("rnn", GRU | {"width": FOURFOLD}, *SLOWEST),
+    },
+    "search": {
+        f"reverse-{arm}": Row("reverse", cell(arm), budget) for arm, budget in BASELINES.items()
+    } | {
+        "value": Row(
+            "value", {}, (4.63e10, 3.083e11, 7.71e11, 1.54141e13), (4_096,) * 4,
+        ),
+        "reach": Row(
+            "reach", {}, (4.03e10, 2.681e11, 6.701e11, 1.3401e13), (4_096,) * 4
+        ),
+        "judge": Row("judge", {}, (5.2e10, 4.4e11, 8.03e11, 1.01e13), (2_048,) * 4),
+        "planner": Row(
+            "planner", {"width": (16, 64, 64, 256), "tied": True},
+            (7.5e9, 4.8e11, 7.86e12, 2.5192e16),
+        ),
+    },
+    "refinement": {
+        "masked": Row(
+            "masked", {"width": HALF, "layers": 2},
+            (2.43e10, 1.558e12, 1.959e13, 5.8005e16), rate=(1.2e-2,) * 4,
+        ),
+        "conductor": Row(
+            "conductor", {"width": WIDTH},
+            (3.81e10, 2.717e12, 3.596e13, 1.1151e17), rate=(4e-3,) * 4,
+        ),
+    },
+    "episodes": {
+        "lstm": _memory(LSTM, (2.4e9, 1.151e11, 3.452e11, 1.1506e13)),
+        "transformer": _memory(WHOLE, (3.1e9, 1.54e11, 4.61e11, 1.53591e13)),
+        "xl": _memory(XL, (5e9, 2.21e11, 6.63e11, 2.2084e13)),
+        "compressive": _memory(SQUEEZED, (4e9, 1.76e11, 5.27e11, 1.7554e13)),
+        "memorizing": _memory(NEAREST, (4e9, 1.91e11, 5.72e11, 1.9064e13)),
+        "ntm": _memory(NTM, (3e9, 1.33e11, 3.99e11, 1.3283e13)),
+        "dnc": _memory(DNC, (3.2e9, 1.57e11, 4.691e11, 1.5637e13)),
+        "dnc-mended": _memory(MENDED, (4e9, 1.67e11, 5e11, 1.6643e13)),
+        "associative": _memory(ASSOCIATIVE, (2.3e9, 1.133e11, 3.4e11, 1.1322e13)),
+        "plastic": _memory(PLASTIC, (5e9, 2.28e11, 6.83e11, 2.2762e13), 5e-3),
+        "lstm, longer": _memory(LSTM, (9.3e9, 4.603e11, 1.381e12, 4.60221e13)),
+        "transformer, longer": _memory(WHOLE, (1.3e10, 6.15e11, 1.8431e12, 6.14361e13)),
+    },
+    "held out": {
+        "memoryless": Row("memoryless", {"width": WIDTH}, *HELD_OUT),
+        "memoryless, placed": Row("memoryless", {"width": WIDTH, "coordinates": "raw"}, *HELD_OUT),
+        "gru": Row("rnn", GRU | {"width": WIDTH}, *HELD_OUT),
+    },
+}  # fmt: skip
 
 
 def seeds(size: Size, first: int = 0) -> range:
@@ -162,7 +225,7 @@ def arms(size: Size | str, study: str) -> tuple[str, ...]:
     """Return the labels of a study's arms at a size: those in its `training`, or the table's.
 
     Studies: baselines, waterfall (its arm is trained at the size's `two_way`), priors, race,
-    ladder, search, refinement, episodes, learning.
+    ladder, search, refinement, episodes, learning, held out.
     """
     size = get_size(size) if isinstance(size, str) else size
     if chosen := size.training.get("arms", {}).get(study):
@@ -173,7 +236,7 @@ def arms(size: Size | str, study: str) -> tuple[str, ...]:
         return arms(size, "ladder")[:1]
     if study == "episodes" and size.name == "tiny":
         return EPISODES_AT_TINY
-    return tuple(_table(size.name)[study])
+    return tuple(_recipes(size.name)[study])
 
 
 def recipe(size: Size | str, arm: str, study: str = "") -> Recipe:
@@ -181,14 +244,14 @@ def recipe(size: Size | str, arm: str, study: str = "") -> Recipe:
 
     Args:
         study: which is meant where two have an arm of that label ("transformer" is in the race and
-            in the episodes); otherwise the first in the order of `arms`.
+            in the episodes); otherwise the first in the order of the table.
 
     Raises:
         ValueError: no such arm; the message lists those of the size.
     """
     size = get_size(size) if isinstance(size, str) else size
     changes = {k: v for k, v in size.training.items() if k not in ("arms", "seeds")}
-    table = _table(size.name)
+    table = _recipes(size.name)
     for name, rows in table.items():
         if arm in rows and study in ("", name):
             return rows[arm].changed(**changes)
@@ -196,70 +259,23 @@ def recipe(size: Size | str, arm: str, study: str = "") -> Recipe:
     raise ValueError(f"no recipe for {arm!r} at {size.name}; there are {known}")
 
 
-def cell(label: str) -> dict[str, Any]:
-    """Return the settings of an "rnn" whose label is cell-width, such as "gru-128"."""
-    kind, width = label.split("-")
-    return {"cell": kind, "width": int(width), "tied": True}
-
-
 @cache
-def _table(size: str) -> dict[str, dict[str, Recipe]]:
+def _recipes(size: str) -> dict[str, dict[str, Recipe]]:
     """The recipes of a size by study and arm."""
-    if size in TWO_WAY:
-        rows = TWO_WAY[size].items()
-        return {"waterfall": {arm: _row(arm, "rnn", cell(arm), *numbers) for arm, numbers in rows}}
-    at = SIZES.index(size)
-    width, own, every = WIDTH[at], (BATCH_TOKENS[at], LEARNING_RATE[at]), BASELINES[size]
-    smallest, plain = list(every)[:2]
-    table = {
-        "baselines": {arm: _row(arm, "rnn", cell(arm), every[arm], *own, 8) for arm in every},
-        "priors": {plain: _row(plain, "rnn", cell(plain), every[plain], *own)},
-        "race": {
-            arm: _row(
-                arm, model, _scaled(settings, width), RACE_BUDGET[at], RACE_TOKENS[at],
-                times * RACE_RATE[at],
-            )
-            for arm, (model, settings, times) in RACE.items()
-        },
-    }  # fmt: skip
-    table["ladder"] = {}
-    for times, label in LADDER.items():
-        wide = int(times * width)
-        arm, rate = label or f"gru-{wide}-budget", min(1.0, 1 / times) * RACE_RATE[at]
-        numbers = (RACE_BUDGET[at], RACE_TOKENS[at], rate)
-        table["ladder"][arm] = _row(arm, "rnn", cell(f"gru-{wide}"), *numbers)
-    table["search"] = {
-        f"reverse-{arm}": _row(f"reverse-{arm}", "reverse", cell(arm), every[arm], *own)
-        for arm in every
+    two_way = size in TWO_WAY
+    at = (TWO_WAY if two_way else SIZES).index(size)
+    return {
+        study: {arm: _recipe(arm, row, at) for arm, row in rows.items() if row.budget[at]}
+        for study, rows in TABLE.items()
+        if (study == "waterfall") == two_way
     }
-    table["refinement"] = {}
-    for arm, (settings, tokens, rate, budgets) in OTHERS.items():
-        if arm == "planner":  # as wide as the smallest arm
-            settings = settings | {"width": cell(smallest)["width"]}
-        numbers = (budgets[at], tokens or own[0], rate or own[1])
-        study = "refinement" if arm in REFINEMENT else "search"
-        table[study][arm] = _row(arm, arm, _scaled(settings, width), *numbers)
-    table["episodes"] = {
-        arm: _row(
-            arm, "episodes", settings | {"width": EPISODES_WIDTH}, budgets[at], EPISODES_TOKENS,
-            rate, 10,
-        )
-        for arm, (settings, rate, budgets) in EPISODES.items()
-    }  # fmt: skip
-    return table
 
 
-def _row(
-    arm: str, model: str, settings: Mapping[str, Any], budget: float, tokens: int, rate: float,
-    evaluations: int = 1,
-) -> Recipe:  # fmt: skip
+def _recipe(arm: str, row: Row, at: int) -> Recipe:
+    """A row of the table at one size; a width may differ by size."""
+    width = row.settings.get("width")
+    settings = row.settings | ({"width": width[at]} if isinstance(width, tuple) else {})
     return Recipe(
-        arm=arm, model=model, settings=settings, budget=budget, batch_tokens=tokens,
-        learning_rate=rate, evaluations=evaluations,
+        arm=arm, model=row.model, settings=settings, budget=row.budget[at],
+        batch_tokens=row.tokens[at], learning_rate=row.rate[at], evaluations=row.evaluations,
     )  # fmt: skip
-
-
-def _scaled(settings: dict[str, Any], width: int) -> dict[str, Any]:
-    """The settings with a width that is a factor made a number of units."""
-    wide = settings.get("width")
-    return settings | {"width": int(wide * width)} if isinstance(wide, float) else settings

@@ -15,10 +15,10 @@ import pandas as pd
 
 from citypaths import decoding
 from citypaths.data.splits import Split
-from citypaths.judging.queries import Queries, ledger_row
+from citypaths.judging.methods import Method, Scored, score
+from citypaths.judging.queries import Queries
 from citypaths.lab import size_dataset, train_arm
 from citypaths.map.graph import CityGraph, jittered, rounded
-from citypaths.map.paths import Found
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
 
@@ -75,13 +75,18 @@ WEIGHTS: dict[str, Callable[[CityGraph], CityGraph]] = {
 }
 
 
-def decode(rung: Rung, queries: Queries, trained: Trained) -> Found:
-    """Decode a rung's queries as it says."""
+def decode(rung: Rung, queries: Queries, arm: str, trained: Trained) -> Scored:
+    """Decode a rung's queries as it says, and judge what comes of it."""
     options: dict[str, Any] = {"checked_by": queries.graph} if rung.checked else {}
-    if rung.decoder == "beam":
-        return queries.decode(decoding.beam, trained.model, width=8, **options)
-    decoder = decoding.sample if rung.decoder == "sample" else decoding.greedy
-    return queries.decode(decoder, trained.model, **options)
+    options |= {"width": 8} if rung.decoder == "beam" else {}
+    found = queries.decode(getattr(decoding, rung.decoder), trained.model, **options)
+    kind = {"family": rung.decoder, "attempts": options.get("width", 1)}
+    kind |= {"regime": "checked" if rung.checked else "closed_book"}
+    columns = {"study": "waterfall", "orientation": queries.graph.orientation}
+    columns |= {"graph": queries.graph.fingerprint[:12]}
+    columns |= {"split": rung.split if rung.split == "ordered" else "uncontained"}
+    method = Method.of(arm, trained, name=rung.mended, **kind)
+    return score(queries, found, method, **columns)
 
 
 def climb(size: Size, graph: CityGraph, arm: str, seed: int) -> pd.DataFrame:
@@ -96,24 +101,10 @@ def climb(size: Size, graph: CityGraph, arm: str, seed: int) -> pd.DataFrame:
         if rung.training not in trained:
             trained[rung.training] = _train(rung, size, graph, arm, seed)
         model, queries = trained[rung.training]
-        found = decode(rung, queries, model)
-        judged = queries.judge(found)
-        row = ledger_row(judged, found) | {"training_flops": model.training_flops}
-        row |= {"parameters": model.model.parameters_count, "graph": queries.graph.fingerprint[:12]}
-        row |= {"split": rung.split if rung.split == "ordered" else "uncontained"}
-        row |= {"regime": "checked" if rung.checked else "closed_book", "method": rung.mended}
+        row = decode(rung, queries, arm, model).row
         value = row[rung.metric]
         table.append({"rung": rung.mended, "metric": rung.metric, "value": value, "row": row})
     return pd.DataFrame(table)
-
-
-def ledger_rows(table: pd.DataFrame, model: str) -> list[dict[str, Any]]:
-    """Return the ledger rows of `climb`'s table, numbered, for a model's name."""
-    names = {"model": model, "orientation": "two_way"}
-    return [
-        names | row | {"method": f"waterfall {i}: {row['method']}"}
-        for i, row in enumerate(table["row"])
-    ]
 
 
 def _train(

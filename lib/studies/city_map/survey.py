@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from citypaths.data.dataset import make_dataset, recipe_digest
+from citypaths.data.dataset import make_dataset
 from citypaths.data.splits import SPLITS, recipe_for
+from citypaths.files import digest
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
 from citypaths.lab import size_dataset
@@ -104,7 +105,7 @@ def survey(graph: CityGraph, sample: Sample | None = None) -> dict[str, float]:
     Returns: cities, edges, mean_degree (edges per city), components, giant (share of cities in
     the largest component), reach (share of ordered pairs that could be joined and are: all pairs
     when two-way, west -> east when eastward), hops_mean, hops_p95, hops_max, stretch (mean network
-    over great-circle km), geo_greedy (share of sampled queries that geo-greedy solves within 5 %).
+    over great-circle km), geo_greedy (share of sampled queries that geo-greedy solves).
     """
     sample = sample or draw_sample(graph)
     label = graph.components()
@@ -220,7 +221,7 @@ def leak_by_training_size(size: Size, graph: CityGraph) -> pd.DataFrame:
     rows = []
     for goal in np.geomspace(size.train / 16, size.train, 5).round().astype(int):
         recipe = recipe_for(graph, train=int(goal), valid=0, test=size.test, seed=1)
-        smaller = make_dataset(graph, recipe, size.folder / "leak" / recipe_digest(recipe))
+        smaller = make_dataset(graph, recipe, size.folder / "leak" / digest(recipe.to_json(), 12))
         held, inside = smaller.queries("test")
         row = {"training paths": smaller.counts["train"], "queries": len(held)}
         row |= {"contained": inside.mean(), "hops, contained": held.hops[inside].mean()}

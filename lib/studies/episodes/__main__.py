@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is not there, examine all, file the rows and write the page."""
     words = argparse.ArgumentParser(prog="python -m studies.episodes", description=__doc__)
     words.add_argument("--size", default="small", help="tiny, small, medium or full")
-    words.add_argument("--arms", nargs="+", choices=recipes.EPISODES, help="default: the size's")
+    words.add_argument(
+        "--arms", nargs="+", choices=recipes.TABLE["episodes"], help="default: the size's"
+    )
     words.add_argument("--seeds", nargs="+", type=int, help="default: as many as the size has")
     words.add_argument("--exams", type=int, help="episodes of each (default: the size's dial)")
     words.add_argument("--train-only", action="store_true")
@@ -87,8 +89,7 @@ another precision or size:
 
 def _markdown(table: pd.DataFrame, form: str = "{:.3f}") -> str:
     cells = table.map(lambda value: "" if pd.isna(value) else form.format(value))
-    lines = [["", *table.columns], ["---"] * (1 + table.shape[1]), *cells.reset_index().to_numpy()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return cells.to_markdown(disable_numparse=True, tablefmt="github")
 
 
 if __name__ == "__main__":

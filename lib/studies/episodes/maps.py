@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial import cKDTree
 
+from citypaths.files import sha256
 from citypaths.map.great_circle import great_circle_km, unit_sphere
 
 if TYPE_CHECKING:  # geopandas takes a second to import
@@ -34,7 +34,7 @@ class Atlas:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the positions."""
-        return hashlib.sha256(self.lat.tobytes() + self.lon.tobytes()).hexdigest()[:16]
+        return sha256(self.lat.tobytes(), self.lon.tobytes())[:16]
 
     @cached_property
     def _tree(self) -> cKDTree:

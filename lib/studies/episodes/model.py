@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from citypaths.models.base import Network, nats, register
-from citypaths.training.settings import TrainSettings
+from citypaths.training.loop import TrainSettings
 from studies.episodes.associative import AssociativeLSTM, Plastic
 from studies.episodes.attention import Transformer
 from studies.episodes.dnc import DNC

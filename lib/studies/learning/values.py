@@ -13,10 +13,10 @@ from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED
 
 METRICS = ("next_hop", "legal", "arrives", "success", "optimal", "hard_success")
 MEMORIES = (CACHE, CACHE_OF_ALL, STORED, STITCHED)
-NOTEBOOK = "08-learning-or-memorizing"
 PUBLISHED = 10.0  # CIFAR-10 (Orhan 2019)
 NO_HELP = "memory does not help"
 ROUNDING = 1e-9
+NEAR = 0.1
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float]:
@@ -149,11 +149,11 @@ def _verdict(table: pd.DataFrame, memory: str) -> str:
     return f"at {', '.join(more)} %"
 
 
-def sentence(rows: pd.DataFrame, near: float = 0.1) -> str:
-    """Return when to learn and when to memorize, from the numbers, at the share `near` to this."""
+def sentence(rows: pd.DataFrame) -> str:
+    """Return when to learn and when to memorize, from the numbers, at the share `NEAR` to this."""
     table = values(rows, ["success"]).set_index(["memory", "share"])
     shares = table.index.unique("share")
-    share = min(shares, key=lambda each: (each == 0, abs(each - near)))
+    share = min(shares, key=lambda each: (each == 0, abs(each - NEAR)))
     cache, hops = table.loc[(CACHE, share)], table.loc[(STITCHED, share)]
     even = break_even(rows).set_index(["method", "share"])["queries"]
     seeds = "one seed" if cache["seeds"] == 1 else f"{cache['seeds']:.0f} seeds"

@@ -241,13 +241,11 @@ class Probed(Store):
     infinity.
     """
 
-    def __init__(
-        self, cache: KeyValueCache, centroids: int, probes: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, cache: KeyValueCache, centroids: int, probes: int) -> None:
         if not 1 <= probes <= centroids <= len(cache):
             raise ValueError(f"{probes} probes, {centroids} centroids, {len(cache)} rows")
         self.keys, self.values, self.probes = cache.keys, cache.values, probes
-        self.centroids = spherical_means(cache.keys, centroids, seed)
+        self.centroids = spherical_means(cache.keys, centroids)
         of = (cache.keys @ self.centroids.T).argmax(1)
         self.lists = of.argsort(stable=True).split(of.bincount(minlength=centroids).tolist())
 
@@ -273,9 +271,9 @@ class Probed(Store):
         return near, rows.flatten(1).gather(1, at)
 
 
-def spherical_means(keys: Tensor, count: int, seed: int = 0) -> Tensor:
+def spherical_means(keys: Tensor, count: int) -> Tensor:
     """Return `count` unit vectors around which unit keys [M, D] lie: k-means by cosine."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     centres = keys[torch.randperm(len(keys), generator=random)[:count].to(keys.device)]
     for _ in range(ROUNDS):
         of = (keys @ centres.T).argmax(1)

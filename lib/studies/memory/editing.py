@@ -10,14 +10,13 @@ import numpy as np
 
 from citypaths.data.shards import Rows
 from citypaths.judging.floors import walk
-from citypaths.judging.metrics import judge
+from citypaths.judging.metrics import SLACK, judge
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, unit_hash
 from citypaths.map.great_circle import great_circle_km
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
 
-SUCCESS = 1.05  # times the shortest length
 TRIED = 2000  # candidate bridges
 
 
@@ -80,8 +79,8 @@ class Edit:
         before, after: the map. kept: int64 [Q], which of the queries asked before are left.
         queries: those, with the exact shortest paths of the edited map and its hard subset.
         hit: bool [Q], the old shortest path is closed, or the new one takes a bridge.
-        needed: bool [Q], hit, and without the new answer more than 5 % too long: always where
-            the old path is closed; where a bridge is built, when the old path no longer succeeds.
+        needed: bool [Q], hit, and the old path does not succeed any more: always where it is
+            closed; where a bridge is built, when it is now too long (`SLACK`).
     """
 
     before: CityGraph
@@ -105,7 +104,7 @@ class Edit:
         hard = ~judge(after, rows.source, rows.target, rows.km, walked.paths)["success"].to_numpy()
         anew = Queries(after, rows, queries.contained[kept], hard, queries.straight_km[kept])
         shut, built = ~_legal(after, asked.paths), ~_legal(before, found)
-        late = asked.mm > SUCCESS * mm
+        late = asked.mm > (1 + SLACK) * mm
         return cls(before, after, kept, anew, shut | built, shut | (built & late))
 
     def take(self, keep: np.ndarray) -> Edit:
@@ -158,7 +157,7 @@ def best_bridges(
     longest_km: float,
     seed: int,
 ) -> np.ndarray:
-    """Return pairs [count, 2] that shorten most queries by more than 5 %, no two from one city.
+    """Return pairs [count, 2] that make most old paths too long to succeed, no two from one city.
 
     `TRIED` candidates are drawn by chance among pairs that no hop joins.
 
@@ -174,7 +173,7 @@ def best_bridges(
     west, east = west[free], east[free]
     mm, direct = graph.distance_km(west, east) * 1e6, trees[source, target]
     saved = [
-        (direct > SUCCESS * (trees[source, w] + length + trees[e, target])).sum()
+        (direct > (1 + SLACK) * (trees[source, w] + length + trees[e, target])).sum()
         for w, e, length in zip(west, east, mm, strict=True)
     ]
     chosen: list[tuple[int, int]] = []

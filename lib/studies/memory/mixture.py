@@ -26,6 +26,7 @@ DECODERS = {  # by method: its family, the width of the beam, and how to decode
     "greedy": ("greedy", 1, decoding.greedy),
     "beam 8": ("beam", 8, partial(decoding.beam, width=8)),
 }
+NEAREST = 64  # rows that are read
 IMPOSSIBLE = -1e4  # log-probability of a hop without a row, of which there may be no other
 
 
@@ -98,7 +99,7 @@ class Cached(Beside):
     reads_states = True
 
     def __init__(
-        self, model: PathModel, store: Store, *, theta: float, weight: float, k: int = 64
+        self, model: PathModel, store: Store, *, theta: float, weight: float, k: int = NEAREST
     ) -> None:
         super().__init__(model)
         if not 0 <= weight <= 1 or theta <= 0 or k < 1:
@@ -149,7 +150,6 @@ def fit(
     paths: Paths,
     thetas: Sequence[float] = THETAS,
     weights: Sequence[float] = WEIGHTS,
-    k: int = 64,
 ) -> tuple[Cached, dict[tuple[float, float], float]]:
     """Return the model with a store of least loss on validation paths, and nats a hop of all tried.
 
@@ -163,7 +163,7 @@ def fit(
         states, logits = states_of(model.eval(), batch)
         label = batch.labels[real][:, None]
         own = logits[real].float().softmax(-1).gather(1, label)[:, 0]
-        near, rows = store.nearest(states[real], k, ends[real])
+        near, rows = store.nearest(states[real], NEAREST, ends[real])
         hit = (store.values[rows] == label).float()
         table = {}
         for theta, weight in product(thetas, weights):
@@ -171,7 +171,7 @@ def fit(
             p = (1 - weight * shares.sum(-1)) * own + weight * (shares * hit).sum(-1)
             table[theta, weight] = float(-p.clamp_min(1e-30).log().mean())
     theta, weight = min(table, key=lambda pair: table[pair])
-    return Cached(model, store, theta=theta, weight=weight, k=k), table
+    return Cached(model, store, theta=theta, weight=weight), table
 
 
 def familiarity(

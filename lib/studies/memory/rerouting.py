@@ -27,6 +27,7 @@ from studies.memory.editing import Edit
 from studies.memory.mixture import DECODERS, Cached, Roads
 
 SHARES = (0.001, 0.01, 0.05, 0.2)
+DRAWS = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +225,7 @@ def records(
     return rows
 
 
-def summary(rerouted: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
+def summary(rerouted: pd.DataFrame) -> pd.DataFrame:
     """Return success by method and share with 95 % intervals over both queries and closures.
 
     Both are resampled at once (Owen 2007, the pigeonhole bootstrap): each query is asked under
@@ -234,20 +235,20 @@ def summary(rerouted: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
     """
     rows = []
     for (method, share), part in rerouted.groupby(["method", "share"], sort=False):
-        low, high = _interval(part, draws)
+        low, high = _interval(part)
         row = {"method": method, "share": share, "queries": len(part), "low": low, "high": high}
         rows.append(row | part[["success", "lookups", "flops"]].mean().to_dict())
     columns = ["queries", "success", "low", "high", "lookups", "flops"]
     return pd.DataFrame(rows).set_index(["method", "share"])[columns]
 
 
-def _interval(part: pd.DataFrame, draws: int) -> tuple[float, float]:
+def _interval(part: pd.DataFrame) -> tuple[float, float]:
     query, closure = (pd.factorize(part[name])[0] for name in ("query", "seed"))
     shape = (query.max() + 1, closure.max() + 1)
     asked, solved = np.zeros(shape), np.zeros(shape)
     asked[query, closure], solved[query, closure] = 1.0, part["success"]
     random = np.random.default_rng(0)
-    a, b = (random.multinomial(n, np.full(n, 1 / n), draws).astype(float) for n in shape)
+    a, b = (random.multinomial(n, np.full(n, 1 / n), DRAWS).astype(float) for n in shape)
     count = ((a @ asked) * b).sum(1)
     drawn = ((a @ solved) * b).sum(1)[count > 0] / count[count > 0]
     return tuple(np.quantile(drawn, [0.025, 0.975]))

@@ -20,8 +20,7 @@ from torch.autograd.function import once_differentiable
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import register
-from citypaths.models.sequence import Memory, SequenceModel
-from citypaths.models.transformer import CONTEXT
+from citypaths.models.transformer import CONTEXT, Memory, SequenceModel
 
 BLOCK = 8  # steps whose gradients of older keys and values are taken in one product
 
@@ -84,7 +83,7 @@ class FeedbackTransformer(SequenceModel):
         """Return logits [B, T, V] after some parallel sweeps towards the exact ones.
 
         The first sweep takes the inputs for memories, each later one the memories of the sweep
-        before. After n sweeps the first n steps are exact (steps of the prefix and loops count).
+        before. After n sweeps the first n steps are exact (steps of loops count).
 
         Raises:
             ValueError: fewer than one sweep.
@@ -97,7 +96,7 @@ class FeedbackTransformer(SequenceModel):
             states = self._stack(x, joined(self._empty(len(x)), memory), bias)
             memory = self._remember(states)
         top = self.norm(states[-1][:, self.loops - 1 :: self.loops])
-        return self.head(self.without_prefix(top))
+        return self.head(top)
 
     def bias(self, first: int, steps: int, memories: int) -> Tensor:
         """Return [H, steps, 1 + memories]: minus how far memories are, minus infinity if not past.

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from citypaths.data.batches import IGNORE, Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import nats, register
-from citypaths.models.cache import Cache
-from citypaths.models.sequence import Memory, SequenceModel
-from citypaths.models.transformer import Block
+from citypaths.models.transformer import Block, Cache, Memory, SequenceModel
 
 MOST_STARTS, MOST_PLACES = 16, 256  # of the table of noise that decoding repeats
 SLACK = 0.01  # ACT halts once the probabilities add up to 1 - SLACK
@@ -192,7 +190,7 @@ class TopRecurrent(DepthRecurrence):
         state, losses = self.embed(batch), []
         for _ in range(self.take_loops(loops)):
             state, _ = self.block(state)
-            losses.append(nats(self.head(self.without_prefix(self.norm(state))), batch))
+            losses.append(nats(self.head(self.norm(state)), batch))
         return torch.stack(losses).mean()
 
     @property
@@ -224,7 +222,7 @@ class Halting(DepthRecurrence):
 
     def loops_spent(self, batch: Batch, loops: int | None = None) -> Tensor:
         """Return the loops [B, T] before each city halts, of at most `loops`."""
-        return self.without_prefix(self.halted(self.embed(batch), None, self.take_loops(loops))[1])
+        return self.halted(self.embed(batch), None, self.take_loops(loops))[1]
 
     def core_flops(self, loops: int) -> int:
         """Operations of all `loops`: cities that have halted are masked, not skipped."""
@@ -271,8 +269,8 @@ class ACT(Halting):
         if not self.training:
             return super().loss(batch, loops)
         mixed, spent, remainder, _ = self.halted(self.embed(batch), None, self.take_loops(loops))
-        states, real = self.without_prefix(self.norm(mixed)), batch.labels != IGNORE
-        pondered = self.without_prefix(spent + remainder)[real].mean()
+        states, real = self.norm(mixed), batch.labels != IGNORE
+        pondered = (spent + remainder)[real].mean()
         return nats(self.head(states), batch) + self.ponder_cost * pondered
 
 
@@ -329,8 +327,8 @@ class PonderNet(Halting):
         state = torch.zeros_like(inputs)
         for _ in range(self.take_loops(loops)):
             state, _ = self.loop(state, inputs, None)
-            halts.append(self.without_prefix(self.halt(state)[..., 0]))
-            losses.append(nats(self.head(self.without_prefix(self.norm(state))), batch, "none"))
+            halts.append(self.halt(state)[..., 0])
+            losses.append(nats(self.head(self.norm(state)), batch, "none"))
         real = (batch.labels != IGNORE).flatten()
         log_p = halting_log_probability(torch.stack(halts, -1).flatten(0, 1)[real].float())
         expected = (log_p.exp() * torch.stack(losses, -1)[real]).sum(-1).mean()

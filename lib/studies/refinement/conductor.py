@@ -17,7 +17,6 @@ from citypaths import decoding
 from citypaths.data.batches import IGNORE, Batch
 from citypaths.decoding.decode import evaluating
 from citypaths.map.graph import CityGraph
-from citypaths.map.great_circle import unit_sphere
 from citypaths.map.paths import PAD, Found, Paths
 from citypaths.models.base import CityInput, Head, Network, PathModel, register
 
@@ -42,7 +41,7 @@ class Conductor(Network):
         super().__init__()
         self.cities, self.width = len(graph), width
         self.inputs = CityInput(graph, width)
-        sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon))
+        sphere = torch.as_tensor(graph.sphere)
         sphere = (sphere - sphere.mean(0)) / sphere.std().clamp(min=1e-9)
         self.register_buffer("place", sphere.float(), persistent=False)
         self.first = nn.Linear(3 * width + 7, 2 * width)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from citypaths.data.batches import IGNORE, Batch
 from citypaths.decoding.decode import evaluating
 from citypaths.map.graph import CityGraph
-from citypaths.map.great_circle import unit_sphere
 from citypaths.map.paths import Found, Paths
 from citypaths.models.base import CityInput, Head, Network, register
 from citypaths.models.transformer import Block
@@ -56,7 +55,7 @@ class Masked(Network):
         self.layers = nn.ModuleList(Block(width, HEADS, layers) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = Head(width, self.cities, tied=self.inputs.embedding)
-        sphere = torch.as_tensor(unit_sphere(graph.lat, graph.lon))
+        sphere = torch.as_tensor(graph.sphere)
         sphere = (sphere - sphere.mean(0)) / sphere.std().clamp(min=1e-9)
         self.register_buffer("place", sphere.float(), persistent=False)
         self.as_draft = nn.Linear(width, width, bias=False)

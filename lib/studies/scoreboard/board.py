@@ -2,80 +2,74 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from citypaths.judging.ledger import load_results, operations, percent, quantity
+from citypaths.judging.ledger import (
+    FAMILIES,
+    REGIMES,
+    load_results,
+    operations,
+    percent,
+    quantity,
+)
 from citypaths.plots import FAINT, INK
-from studies.search.exchange import SUFFIX
 
-NOTEBOOKS = (
-    "03-rnn-baselines", "04-test-time-recurrence", "05-search", "06-iterative-refinement",
-)  # fmt: skip
-FAMILIES = {
-    "graph search": r"A\*|Dijkstra|first|hop|geo-greedy|walk",
-    "tree search": r"tree search|by value",
-    "best of N": r"best of|stitched|evolution",
-    "beam": r"beam",
-    "refinement": r"round|masked|conductor|segment|filled|repaired",
-    "more loops": r"loops|starts",
-    "greedy or sample": r".",
-}
-ALIKE = ["notebook", "model", "method", "regime"]
-RUNG, CURVE = f"{SUFFIX}$", r"^best of \d+ by |^waterfall"
+# Ablations, curves, and edited maps: what has figures of its own, or is of other queries.
+ASIDE = ("waterfall", "priors", "ladder", "curve", "closures", "bridges")
+HUES = (  # of the families, in their order
+    *("#aab4bd", "#4c72b0", "#55a868", "#a9d18e", "#dd8452", "#c44e52"),
+    *("#f2a2a4", "#2aa7b8", "#8172b3", "#d4b03c", "#8c5a3c", "#da8bc3"),
+)
+ALIKE = ["model", "method", "regime", "verifier", "loops", "share"]
+NUMBERS = ["parameters", "training_flops", "inference_flops", "lookups", "expansions"]
+NUMBERS += ["operations", "seconds_per_query", "success", "hard_success", "optimal"]
+
+
+def of_study(size: str, study: str) -> pd.DataFrame:
+    """Return the ledger's rows of a study at a size, of all its runs."""
+    rows = load_results()
+    return rows[(rows["size"] == size) & (rows["study"] == study)]
 
 
 def recorded(size: str, seed: int | None = None) -> pd.DataFrame:
-    """Return the ledger's rows at a size on uncontained queries, with their family and operations.
+    """Return the ledger's rows at a size on all uncontained queries, with their operations.
 
-    Left out: ablations, the ladder of equal training and curves by attempts, which have figures of
-    their own. `operations` adds `GREAT_CIRCLE` a look-up to the inference FLOPs, so that searches
-    without a model stand on the same axis.
+    Whatever notebook recorded them, but for the studies `ASIDE`. `operations` adds `GREAT_CIRCLE` a
+    look-up to the inference FLOPs, so that searches without a model stand on the same axis.
     """
     rows = load_results()
-    rows = rows[(rows["size"] == size) & rows["notebook"].isin(NOTEBOOKS)]
-    rows = rows[(rows["split"] == "uncontained") & rows["success"].notna()]
+    rows = rows[(rows["size"] == size) & (rows["split"] == "uncontained") & (rows["subset"] == "")]
+    rows = rows[rows["success"].notna() & ~rows["study"].isin(ASIDE)]
     rows = rows if seed is None else rows[rows["seed"] == seed]
-    rows = rows[~rows["model"].str.contains(RUNG) & ~rows["method"].str.contains(CURVE)]
-    return rows.assign(family=rows["method"].map(family), operations=operations(rows))
-
-
-def family(method: str) -> str:
-    """Return what kind of search a method is, by its name."""
-    return next(name for name, pattern in FAMILIES.items() if re.search(pattern, method))
+    return rows.assign(operations=operations(rows))
 
 
 def best_of_each(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a (notebook, model, method, regime): the mean over its seeds, and how many.
+    """Return one row a method of a model in a regime: the mean over its seeds, and how many.
 
-    A method that was recorded at several budgets, such as rounds, stands with the largest; one that
-    several notebooks recorded, with the one of most queries. A single seed keeps its Wilson
-    interval; several have the least and the most of their means.
+    A method that was recorded after every round stands with the last; one that several notebooks
+    recorded, with the one of most queries. A single seed keeps its Wilson interval; several have
+    the least and the most of their means.
     """
-    rows = rows[
-        rows["budget"].fillna(1) == rows.groupby(ALIKE)["budget"].transform("max").fillna(1)
-    ]
-    named = rows.assign(plain=rows["method"].str.removesuffix(", checked"))
-    most = named.groupby(["model", "plain", "regime"])["queries"].transform("max")
-    rows = rows[rows["queries"] == most]
-    rows = rows[rows["notebook"] == rows.groupby(ALIKE[1:])["notebook"].transform("min")]
-    groups = rows.groupby(ALIKE, sort=False)
-    numbers = [*("parameters", "training_flops", "inference_flops", "lookups", "expansions")]
-    numbers += ["operations", "seconds_per_query", "success", "hard_success", "optimal"]
-    table = groups[numbers].mean()
+    last = rows["rounds"].fillna(0)
+    alike = rows.assign(last=last).groupby([*ALIKE, "notebook"], dropna=False)["last"]
+    rows = rows[last == alike.transform("max")]
+    for column, best in (("queries", "max"), ("notebook", "min")):
+        kept = rows.groupby(ALIKE, dropna=False)[column].transform(best)
+        rows = rows[rows[column] == kept]
+    groups = rows.groupby(ALIKE, sort=False, dropna=False)
+    table = groups[NUMBERS].mean()
     several = groups["seed"].nunique().rename("seeds")
-    each = {"low": ("success_low", "min"), "high": ("success_high", "max")}
-    for column, (own, extreme) in each.items():
+    for column, own, extreme in (("low", "success_low", "min"), ("high", "success_high", "max")):
         spread = groups["success"].agg(extreme)
         table[column] = groups[own].first().where(several == 1, spread)
-    table["family"], table["seeds"] = groups["family"].first(), several
-    return table.reset_index()
+    named = groups[["notebook", "family", "size"]].first()
+    return table.join(named).join(several).reset_index()
 
 
 def frontier(rows: pd.DataFrame, success: str = "success") -> pd.DataFrame:
@@ -87,12 +81,11 @@ def frontier(rows: pd.DataFrame, success: str = "success") -> pd.DataFrame:
 
 def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure:
     """Draw success against operations, a panel a regime, a colour a family, the frontier joined."""
-    regimes = ("closed_book", "checked", "open_map")
     size = {"figsize": (13.5, 4.6), "layout": "constrained", "sharex": True, "sharey": True}
-    fig, axes = plt.subplots(1, 3, **size)
-    hues = dict(zip(FAMILIES, sns.color_palette("deep", len(FAMILIES)), strict=True))
+    fig, axes = plt.subplots(1, len(REGIMES), **size)
+    hues = dict(zip(FAMILIES, HUES, strict=True))
     classical = frontier(rows[rows["model"] == "none"], success)
-    for ax, regime in zip(axes, regimes, strict=True):
+    for ax, regime in zip(axes, REGIMES, strict=True):
         part = rows[rows["regime"] == regime]
         best = frontier(part, success)
         ax.step(best["operations"], best[success], where="post", color=INK, lw=1)
@@ -102,33 +95,34 @@ def axes_of_compute(rows: pd.DataFrame, success: str = "hard_success") -> Figure
         for name, group in part.groupby("family"):
             ax.scatter(group["operations"], group[success], s=22, color=hues[name], label=name)
         ax.set(xscale="log", xlabel="operations a query", ylim=(-0.02, 1.05))
-        ax.set_title(regime.replace("_", "-"))
-        if len(best):
-            ax.text(
-                0.03, 0.03, f"best: {_named(best.iloc[-1])}", transform=ax.transAxes, fontsize=9
-            )
+        text = f"\nbest: {_named(best.iloc[-1])}" if len(best) else ""
+        ax.set_title(regime.replace("_", "-") + text, fontsize=11)
     axes[0].set_ylabel(success.replace("_", " "))
     found = {k: v for ax in axes for v, k in zip(*ax.get_legend_handles_labels(), strict=True)}
+    found = {name: found[name] for name in FAMILIES if name in found}
     fig.legend(found.values(), found, loc="outside lower center", ncols=7, fontsize=9)
     return fig
 
 
 def _named(row: pd.Series) -> str:
-    return row["method"] if row["model"] == "none" else f"{row['model']}, {row['method']}"
+    names = [] if row["model"] == "none" else [row["model"]]
+    share = [] if np.isnan(row["share"]) else [f"share {row['share']:g}"]
+    return ", ".join([*names, row["method"], *share])
 
 
 def board(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a table for people: a row a method, ordered by regime and success, with its command.
+    """Return `best_of_each` for people: a row a method, ordered by regime and success.
 
-    Args:
-        rows: of `best_of_each`, with the size in a column `size`.
+    The last column is the command that makes the row.
     """
     rows = rows.sort_values(["regime", "success"], ascending=[True, False])
+    bounds = rows[["success", "low", "high"]].to_numpy()
     shown: Mapping[str, pd.Series | list[str]] = {
         "method": rows["method"],
         "model": rows["model"],
         "regime": rows["regime"].str.replace("_", "-"),
-        "success": [percent(*row) for row in rows[["success", "low", "high"]].to_numpy()],
+        "share": rows["share"].map(lambda share: "" if np.isnan(share) else f"{share:.0%}"),
+        "success": [percent(*row) for row in bounds],
         "hard": rows["hard_success"].map(percent),
         "seeds": rows["seeds"],
         "parameters": rows["parameters"].map(quantity),
@@ -136,47 +130,28 @@ def board(rows: pd.DataFrame) -> pd.DataFrame:
         "FLOPs": rows["inference_flops"].map(quantity),
         "look-ups": rows["lookups"].map(quantity),
         "seconds": rows["seconds_per_query"].map(quantity),
-        "command": [command(n, s) for n, s in rows[["notebook", "size"]].to_numpy()],
+        "command": "make run SIZE=" + rows["size"] + " # " + rows["notebook"],
     }
     return pd.DataFrame(shown).reset_index(drop=True)
 
 
-def command(notebook: str, size: str) -> str:
-    """Return the shell command that makes a notebook's rows at a size."""
-    return f"make run SIZE={size} # {notebook}"
+def baselines(size: str) -> pd.DataFrame:
+    """Return the GRUs trained on equal numbers of paths, for `exchange.gaps`."""
+    rows = of_study(size, "decoders")
+    return rows[rows["model"].str.startswith("gru") & (rows["family"] != "sample")]
 
 
-def ladder_rows(size: str) -> pd.DataFrame:
-    """Return the rows of the ladder of equal training at a size, see `citypaths.exchange`."""
-    rows = load_results()
-    return rows[(rows["size"] == size) & rows["model"].astype(str).str.contains(RUNG)]
-
-
-def baseline_rows(size: str) -> pd.DataFrame:
-    """Return notebook 03's GRUs, trained on equal numbers of paths, for `exchange.gaps`."""
-    rows = recorded(size)
-    rows = rows[(rows["notebook"] == NOTEBOOKS[0]) & rows["model"].str.startswith("gru")]
-    return rows[rows["method"] != "sample"]
-
-
-def curve_rows(size: str) -> pd.DataFrame:
-    """Return the rows of the best-of-N curves at a size."""
-    rows = load_results()
-    return rows[(rows["size"] == size) & rows["method"].astype(str).str.match(r"best of \d+ by ")]
-
-
-def overshoot(curves: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
-    """Return, by group and verifier, the N at which success is highest and what the most lose.
+def overshoot(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the N at which the best of N succeeds most, and what the largest N loses.
 
     Args:
-        curves: see `studies.search.verifying.best_of_curves`.
+        rows: of the best of N by hops and verifier; those of all queries are left out.
     """
     table = {}
-    for group, lines in curves.items():
-        for verifier, line in lines.items():
-            top = line.idxmax()
-            lost = line.max() - line.iloc[int(np.argmax(line.index))]
-            table[group, verifier] = {"best N": top, "success": line.max(), "lost at most": lost}
+    for by, part in rows[rows["subset"] != ""].groupby(["subset", "verifier"], sort=False):
+        line = part.groupby("attempts")["success"].mean()
+        lost = line.max() - line.iloc[-1]
+        table[by] = {"best N": line.idxmax(), "success": line.max(), "lost at most": lost}
     frame = pd.DataFrame(table).T
     frame.index.names = ["hops", "verifier"]
     return frame

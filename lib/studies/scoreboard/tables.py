@@ -1,4 +1,8 @@
-"""The tables of both READMEs, generated from the ledger (`python -m studies.scoreboard.tables`)."""
+"""The tables of both READMEs and `results.csv`, generated from the committed runs.
+
+python -m studies.scoreboard.tables              # fill the tables
+python -m studies.scoreboard.tables medium 0     # publish the runs of a size and seed first
+"""
 
 from __future__ import annotations
 
@@ -10,219 +14,232 @@ from pathlib import Path
 import pandas as pd
 
 from citypaths.files import project_root, reports_dir, write_bytes
-from citypaths.judging.ledger import largest_run, load_results, percent, quantity
+from citypaths.judging.ledger import (
+    arms_of,
+    largest_run,
+    load_results,
+    percent,
+    publish,
+    quantity,
+    write_csv,
+)
+from citypaths.judging.metrics import SLACK, over_few
 from studies.learning import study as learning
 from studies.learning import values as learning_values
-from studies.scoreboard import board, memory_tables
 from studies.search import exchange
 
 
-def table(rows: pd.DataFrame) -> str:
-    """Return ledger rows as a Markdown table for people: one line a method."""
-    names = "method model regime success hard-subset FLOPs look-ups expansions"
-    lines = ["| " + names.replace(" ", " | ") + " |", "|---" * 8 + "|"]
-    for row in rows.to_dict("records"):
-        hard = (row["hard_success"], row["hard_success_low"], row["hard_success_high"])
-        cells = [row["method"], row["model"], row["regime"].replace("_", "-")]
-        cells += [percent(row["success"], row["success_low"], row["success_high"]), percent(*hard)]
-        cells += [quantity(row[c]) for c in ("inference_flops", "lookups", "expansions")]
-        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
-    return "\n".join(lines)
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table of text as Markdown."""
+    return table.to_markdown(index=False, disable_numparse=True, tablefmt="github")
 
 
-def _baselines(size: str) -> pd.DataFrame:
-    """Notebook 03's rows on the eastward graph's uncontained queries, the waterfall left out."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == "03-rnn-baselines") & (rows["size"] == size)]
-    rows = rows[rows["split"] == "uncontained"]
-    return rows[~rows["method"].astype(str).str.startswith("waterfall")]
+def _intervals(rows: pd.DataFrame, name: str) -> list[str]:
+    """A share with its interval, row by row."""
+    return [percent(*row) for row in rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
 
 
-def baseline_table(size: str) -> str:
-    """Return the README's table of notebook 03 at a size: floors and greedy, beam, checked RNNs."""
-    rows = _baselines(size)
-    rows = rows[rows["run"] == f"03-rnn-baselines-{size}-seed0"]
-    if rows.empty:
-        return f"No run of `03-rnn-baselines` is recorded at size {size}."
-    count, hard = (int(rows[c].max()) for c in ("queries", "hard_queries"))
+def _regimes(rows: pd.DataFrame) -> pd.Series:
+    return rows["regime"].str.replace("_", "-")
+
+
+def methods(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the largest run for people: one line a method."""
+    rows = largest_run(rows)
+    counts = {"FLOPs": "inference_flops", "look-ups": "lookups", "expansions": "expansions"}
+    table = {"method": rows["method"], "model": rows["model"], "regime": _regimes(rows)}
+    table |= {"success": _intervals(rows, "success")}
+    table |= {"hard-subset": _intervals(rows, "hard_success")}
+    table |= {name: rows[column].map(quantity) for name, column in counts.items()}
+    return pd.DataFrame(table)
+
+
+def baselines(rows: pd.DataFrame) -> str:
+    """Return the methods of the largest run under a sentence about their queries."""
+    count, hard = (int(largest_run(rows)[c].max()) for c in ("queries", "hard_queries"))
     head = f"{count:,} uncontained queries, {hard:,} of them hard."
-    return head + "\n\n" + table(rows)
+    return f"{head}\n\n{markdown(methods(rows))}"
 
 
-def seeds_table(size: str) -> str:
-    """Return success over seeds for every model and decoder that has several at a size."""
-    rows = _baselines(size)
-    rows = rows[rows["model"] != "none"]
-    return _over_seeds(rows, ["model", "method"], f"No arm has several seeds at size {size}.")
-
-
-def priors_table(size: str) -> str:
-    """Return success over seeds for every cheap prior at a size."""
-    rows = load_results()
-    rows = rows[(rows["notebook"] == "03-priors") & (rows["size"] == size)]
-    return _over_seeds(rows, ["method", "model"], f"No priors are recorded at size {size}.")
-
-
-def _over_seeds(rows: pd.DataFrame, by: list[str], missing: str) -> str:
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return success over seeds for every model and method that has several."""
+    rows = rows[rows["model"] != "none"].assign(regime=_regimes(rows))
+    by = ["model", "method", "regime"]
     groups = rows.groupby(by, sort=False)["success"].agg(["mean", "min", "max", "count"])
-    groups = groups[groups["count"] > 1]
-    if groups.empty:
-        return missing
-    lines = [f"| {' | '.join(by)} | success, mean | least - most | seeds |", "|---" * 5 + "|"]
-    for names, row in groups.iterrows():
-        spread = f"{percent(row['min'])} - {percent(row['max'])}"
-        cells = [*names, percent(row["mean"]), spread, int(row["count"])]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    groups = groups[groups["count"] > 1].reset_index()
+    ends = groups[["min", "max"]].map(percent)
+    columns = {"success, mean": groups["mean"].map(percent)}
+    columns |= {"least - most": ends["min"] + " - " + ends["max"], "seeds": groups["count"]}
+    return groups[by].assign(**columns)
 
 
-def search_table(size: str) -> str:
-    """Return notebook 05's searches and heuristics at a size."""
-    rows = load_results()
-    rows = rows[rows["run"] == f"05-search-{size}-seed0"]
-    if rows.empty:
-        return f"No run of `05-search` is recorded at size {size}."
-    ladder = rows["model"].str.endswith(", equal training")
-    curve = rows["method"].str.contains(r"^best of \d+ by ")
-    return table(rows[~ladder & ~curve])
+def refinement(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return methods that go on in rounds, and best of N: success at first and at the end."""
+    rows = largest_run(rows)
+    rows = rows[rows["rounds"].notna() | (rows["family"] == "best of N")]
+    table = []
+    for (method, model, _), part in rows.groupby(["method", "model", "regime"], sort=False):
+        part = part.sort_values("rounds")
+        first, last = part.iloc[0], part.iloc[[-1]]
+        line = {"method": method, "model": model, "regime": _regimes(last).item()}
+        line["first guess"] = percent(first["success"]) if len(part) > 1 else "-"
+        line["success after the last round"] = _intervals(last, "success")[0]
+        table.append(line | {"FLOPs": quantity(last["inference_flops"].item())})
+    return pd.DataFrame(table)
 
 
-def refinement_table(size: str) -> str:
-    """Return notebook 06's methods at a size: success at first, and after the last round."""
-    rows = load_results()
-    rows = rows[(rows["run"] == f"06-iterative-refinement-{size}-seed0") & (rows["budget"] >= 0)]
-    rounds = rows.groupby(["model", "method", "regime"], sort=False)
-    lines = ["| method | model | regime | first guess | success after the last round | FLOPs |"]
-    lines.append("|---" * 6 + "|")
-    for (model, method, regime), part in rounds:
-        first, last = part.loc[part["budget"].idxmin()], part.loc[part["budget"].idxmax()]
-        before = percent(first["success"]) if len(part) > 1 else "-"
-        after = percent(last["success"], last["success_low"], last["success_high"])
-        cells = [method, model, regime.replace("_", "-"), before, after]
-        lines.append("| " + " | ".join([*cells, quantity(last["inference_flops"])]) + " |")
-    if rows.empty:
-        return f"No run of `06-iterative-refinement` is recorded at size {size}."
-    return "\n".join(lines)
-
-
-def exchange_table(size: str) -> str:
-    """Return how smaller models that search compare with larger ones alone at a size."""
-    gaps = exchange.gaps(board.ladder_rows(size))
-    if gaps.empty:
-        return f"No ladder of equal training is recorded at size {size}."
-    shown = exchange.matrix(gaps)
-    lines = ["| smaller model, searching | regime | " + " | ".join(shown.columns) + " |"]
-    lines.append("|---" * (2 + shown.shape[1]) + "|")
-    for (regime, small), cells in shown.iterrows():
-        lines.append(f"| {small} | {regime.replace('_', '-')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def learning_table(size: str) -> str:
-    """Return notebook 08's accuracies and the value of learning at a size, by share learned."""
-    rows = largest_run(learning_values.NOTEBOOK, size)
-    if rows.empty:
-        return f"No run of `08-learning-or-memorizing` is recorded at size {size}."
-    found = learning_values.values(rows, ["next_hop", "success", "hard_success"])
-    found = found.set_index(["memory", "metric", "share"])
-    lines = ["| measured in | learned | alone | + cache of the rest | value | stitched | value |"]
-    lines.append("|---" * 7 + "|")
-    for (metric, share), cache in found.loc[learning.CACHE].iterrows():
-        hops = found.loc[(learning.STITCHED, metric, share)]
-        cells = [metric.replace("_", " "), f"{100 * share:g} %", percent(cache["x"])]
-        for row in (cache, hops):
-            cells += [percent(row["z"]), learning_values.told(row)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _recurrence(size: str, split: str = "uncontained") -> pd.DataFrame:
-    rows = load_results()
-    return rows[(rows["run"] == f"04-test-time-recurrence-{size}-seed0") & (rows["split"] == split)]
-
-
-def race_table(size: str, split: str = "uncontained") -> str:
-    """Return notebook 04's arms at the loops they were trained with, over seeds."""
-    rows = _recurrence(size, split)
-    rows = rows[rows["method"] == "greedy"]
-    if rows.empty:
-        return f"No run of `04-test-time-recurrence` is recorded at size {size}."
-    lines = [
-        "| arm | loops | parameters | success, mean (least - most) | hard-subset | nats a hop "
-    ]
-    lines[0] += "| FLOPs a query | seeds |"
-    lines.append("|---" * 8 + "|")
-    for name, arm in rows.groupby("model", sort=False):
-        each = arm["success"]
-        cells = [name, f"{arm['budget'].iloc[0]:.0f}", quantity(arm["parameters"].iloc[0])]
-        cells.append(percent(each.mean(), each.min(), each.max()))
-        cells += [percent(arm["hard_success"].mean()), f"{arm['loss'].mean():.3f}"]
-        cells += [quantity(arm["inference_flops"].mean()), str(len(arm))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def dial_table(size: str) -> str:
-    """Return the mean success of notebook 04's arms at each number of loops at test time."""
-    rows = _recurrence(size)
-    rows = rows[rows["method"].str.contains(" loops", na=False)]
-    if rows.empty:
-        return f"No run of `04-test-time-recurrence` is recorded at size {size}."
-    means = rows.groupby(["model", "budget"], sort=False)["success"].mean().unstack()
-    lines = [f"| arm | {' | '.join(f'{loops:.0f}' for loops in means)} |"]
-    lines.append("|---" * (1 + means.shape[1]) + "|")
-    for name, each in means.iterrows():
-        lines.append(f"| {name} | {' | '.join(percent(value) for value in each)} |")
-    return "\n".join(lines)
-
-
-def memory_table(size: str, of: str) -> str:
-    """Return notebook 07's table of `of`, "episodes" or "closures", at a size."""
-    return {"episodes": memory_tables.episodes_table, "closures": memory_tables.closures_table}[of](
-        size
+def exchanged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how smaller models that search compare with larger ones alone."""
+    shown = exchange.matrix(exchange.gaps(rows)).reset_index()
+    names = {"small": "smaller model, searching"}
+    return shown.assign(regime=_regimes(shown))[["small", "regime", *shown.columns[2:]]].rename(
+        columns=names
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "baseline-small": lambda: baseline_table("small"),
-    "baseline-medium": lambda: baseline_table("medium"),
-    "seeds-medium": lambda: seeds_table("medium"),
-    "priors-small": lambda: priors_table("small"),
-    "search-small": lambda: search_table("small"),
-    "refinement-small": lambda: refinement_table("small"),
-    "exchange-small": lambda: exchange_table("small"),
-    "exchange-medium": lambda: exchange_table("medium"),
-    "learning-small": lambda: learning_table("small"),
-    "closures-small": lambda: memory_table("small", "closures"),
-    "episodes-small": lambda: memory_table("small", "episodes"),
-    "episodes-medium": lambda: memory_table("medium", "episodes"),
-    "race-small": lambda: race_table("small"),
-    "race-medium": lambda: race_table("medium"),
-    "long-medium": lambda: race_table("medium", "longest 5 %"),
-    "dial-medium": lambda: dial_table("medium"),
+def learned(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies and the value of learning, by metric and share of the paths learned."""
+    found = learning_values.values(largest_run(rows), ["next_hop", "success", "hard_success"])
+    found = found.set_index(["memory", "metric", "share"])
+    table = []
+    for (metric, share), cache in found.loc[learning.CACHE].iterrows():
+        hops = found.loc[(learning.STITCHED, metric, share)]
+        cells = [metric.replace("_", " "), f"{share:.0%}".replace("%", " %"), percent(cache["x"])]
+        for row in (cache, hops):
+            cells += [percent(row["z"]), learning_values.told(row)]
+        table.append(cells)
+    head = ["measured in", "learned", "alone", "+ cache of the rest", "value", "stitched", "value"]
+    return pd.DataFrame(table, columns=head)
+
+
+def race(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return arms at the loops they were trained with, over seeds."""
+    rows = largest_run(rows)
+    table = []
+    for name, arm in rows[rows["method"] == "greedy"].groupby("model", sort=False):
+        each = arm["success"]
+        line = {"arm": name, "loops": f"{arm['loops'].iloc[0]:.0f}"}
+        line["parameters"] = quantity(arm["parameters"].iloc[0])
+        line["success, mean (least - most)"] = percent(each.mean(), each.min(), each.max())
+        line["hard-subset"] = percent(arm["hard_success"].mean())
+        line["nats a hop"] = f"{arm['loss'].mean():.3f}"
+        line["FLOPs a query"] = quantity(arm["inference_flops"].mean())
+        table.append(line | {"seeds": len(arm)})
+    return pd.DataFrame(table)
+
+
+def dial(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean success of every arm at each number of loops at test time."""
+    rows = largest_run(rows)
+    means = rows.groupby(["model", "loops"], sort=False)["success"].mean().unstack()
+    means.columns = [f"{loops:.0f}" for loops in means]
+    return means.map(percent).rename_axis("arm").reset_index()
+
+
+def episodes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a line a memory: success on unseen maps by their size, hops recalled; over seeds."""
+    rows = largest_run(rows)
+    rows = rows[(rows["subset"] == "") & rows["shown"].isna()]
+    rows = rows.assign(arm=arms_of(rows), cities=rows["cities"].astype(int))
+    cities = sorted(rows["cities"].unique())
+    own = cities[1]  # the exams are two thirds of the training maps, those, and larger ones
+    table = []
+    for arm, part in rows.groupby("arm", sort=False):
+        home = part[part["cities"] == own]
+        line = {"memory": arm}
+        for n in cities:
+            each = part.loc[part["cities"] == n, "hard_success"]
+            line[f"success, no direct hop, {n} cities"] = _spread(each)
+        line[f"optimal, all queries, {own}"] = _spread(home["optimal"])
+        line[f"recall, {own}"] = percent(home["recall"].mean())
+        line["parameters"] = quantity(home["parameters"].iloc[0])
+        line["FLOPs a query"] = quantity(home["inference_flops"].iloc[0])
+        table.append(line | {"seeds": len(home)})
+    return pd.DataFrame(table)
+
+
+def _spread(values: pd.Series) -> str:
+    mean, half = over_few(values)
+    bounds = () if pd.isna(half) else (max(0.0, mean - half), min(1.0, mean + half))
+    return percent(mean, *bounds)
+
+
+def closures(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a line a method: success where the shortest path was closed, by share of hops."""
+    rows = largest_run(rows)
+    rows = rows[rows["subset"] == "path hit"]
+    counts = rows.groupby("share", sort=False)["queries"].max()
+    heads = {s: f"{100 * s:.1f}% of hops ({n:,.0f} answers)" for s, n in counts.items()}
+    by = ["method", "model", "regime"]
+    rows = rows.assign(cell=_intervals(rows, "success"), regime=_regimes(rows))
+    cells = rows.set_index([*by, "share"])["cell"].unstack(sort=False)[list(heads)].fillna("-")
+    spent = rows.groupby(by, sort=False)["lookups"].mean().map(quantity)
+    return cells.rename(columns=heads).assign(**{"look-ups": spent}).reset_index()
+
+
+# A table's name, such as "race-medium", says which of these, and at which size.
+TABLES: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame | str], tuple[str, ...]]] = {
+    "baseline": (baselines, ("floors", "decoders")),
+    "seeds": (over_seeds, ("decoders",)),
+    "priors": (over_seeds, ("priors",)),
+    "search": (methods, ("searches", "heuristics", "trees")),
+    "refinement": (refinement, ("rounds", "references")),
+    "exchange": (exchanged, ("ladder",)),
+    "learning": (learned, ("learning",)),
+    "closures": (closures, ("closures",)),
+    "episodes": (episodes, ("episodes",)),
+    "race": (race, ("race",)),
+    "long": (race, ("extrapolation",)),
+    "dial": (dial, ("dial",)),
 }
 
 
-def fill_tables(text: str) -> str:
+def table(name: str, ledger: pd.DataFrame) -> str:
+    """Return a table such as "race-medium", or a sentence that its runs are not recorded.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    if name == "slack":
+        return f"at most {100 * SLACK:g} % longer than the shortest"
+    kind, _, size = name.rpartition("-")
+    if kind not in TABLES:
+        raise ValueError(
+            f"no table {name!r}; known: slack, {', '.join(f'{k}-SIZE' for k in TABLES)}"
+        )
+    make, studies = TABLES[kind]
+    rows = ledger[(ledger["size"] == size) & ledger["study"].isin(studies)]
+    made = make(rows) if len(rows) else pd.DataFrame()
+    if not len(made):
+        return f"No such run ({', '.join(studies)}) is recorded at size {size}."
+    return made if isinstance(made, str) else markdown(made)
+
+
+def fill_tables(text: str, ledger: pd.DataFrame) -> str:
     """Return Markdown with every `<!-- table NAME -->...<!-- end -->` part generated anew."""
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in TABLES:
-            raise ValueError(f"no table {name!r}; known: {', '.join(TABLES)}")
-        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+        gap = "" if name == "slack" else "\n"
+        return f"<!-- table {name} -->{gap}{table(name, ledger)}{gap}<!-- end -->"
 
     return re.sub(r"<!-- table ([\w-]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
-def main() -> None:
-    """Generate the tables of both READMEs from the ledger ."""
+def main(arguments: list[str]) -> None:
+    """Generate the tables of both READMEs; given a size and a seed, publish their runs first."""
+    if arguments:
+        size, seed = arguments
+        for path in publish(size, int(seed)):
+            sys.stderr.write(f"published: {path}\n")
+    write_csv(reports_dir())
+    ledger = load_results(reports_dir())
     pages = (project_root() / "README.md", reports_dir() / "README.md")
     for page in filter(Path.exists, pages):
-        filled = fill_tables(page.read_text(encoding="utf-8"))
+        filled = fill_tables(page.read_text(encoding="utf-8"), ledger)
         write_bytes(page, filled.encode())
         sys.stderr.write(f"tables of {page.parent.name}/{page.name} generated from the ledger\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

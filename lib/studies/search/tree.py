@@ -1,30 +1,23 @@
-"""Monte-Carlo tree search with a policy and a value, for many queries at once, in arrays."""
+"""Monte-Carlo tree search and beams by value, for many queries at once, in arrays."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 from torch import Tensor
 
-from citypaths.decoding.budget import Budget
 from citypaths.decoding.decode import SYNC_EVERY
 from citypaths.map.paths import Found
-from studies.search.worlds import FAR, Children, Purse, World, enter, in_batches
+from studies.search.worlds import FAR, Children, World, enter, found_of
 
 ROOM = 64  # nodes a tree has room for at first; doubled when full
+PRIOR = 0.03  # weight of the policy's bonus in PUCT, in great circles from source to target
 ROUNDING = 1e-5  # km by which hops rounded to millimetres may undercut great circles
 
 
-def mcts(
-    world: World,
-    source,
-    target,
-    max_hops: int,
-    *,
-    simulations: int = 64,
-    c_puct: float = 0.03,
-    budget: Budget = Budget(),  # noqa: B008
-    batch: int = 256,
-) -> Found:
+@torch.inference_mode()
+def mcts(world: World, source, target, max_hops: int, *, simulations: int = 64) -> Found:
     """Search a tree from the source by PUCT; return the shortest complete path that it saw.
 
     A simulation descends to a city that is not expanded yet, expands it, and dives on from there
@@ -35,18 +28,36 @@ def mcts(
     no path is complete, the way to the expanded city nearest the target is returned. After
     AlphaZero (Silver et al. 2018) and PUCT (Rosin 2011).
 
-    Args:
-        c_puct: weight of the prior's bonus, in great circles from source to target.
-
     Raises:
-        ValueError: no simulations, a negative weight, or see `in_batches`.
+        ValueError: no simulations, or queries that are not pairs of cities.
     """
-    if simulations < 1 or c_puct < 0:
-        given = f"{simulations} and {c_puct}"
-        raise ValueError(f"simulations are 1 or more and c_puct is 0 or more, not {given}")
-    options = {"budget": budget, "batch": batch}
-    options |= {"simulations": simulations, "c_puct": c_puct}
-    return in_batches(_mcts, world, source, target, max_hops, **options)
+    if simulations < 1:
+        raise ValueError(f"simulations are 1 or more, not {simulations}")
+    began = time.perf_counter()
+    trees, spent = grown(world, source, target, max_hops, simulations)
+    return found_of(trees.paths(), spent, began)
+
+
+def grown(world: World, source, target, max_hops: int, simulations: int) -> tuple[Trees, Tensor]:
+    """Return the trees [Q] after so many simulations each, or fewer, and what they spent [Q, 3]."""
+    source, target, latent, live, spent = enter(world, source, target)
+    trees = Trees(world, source, target, latent, max_hops)
+    children = world.expand(source, target, latent)
+    spent += children.spent * live[:, None]
+    first = at = done = torch.zeros_like(source)
+    trees.make(source, first, first, first, first.double(), children, live)
+    while trees.count % SYNC_EVERY != 1 or bool(live.any()):
+        live = live & (done < simulations) & trees.alive(first).any(1)
+        node, slot = trees.select(at)
+        fresh = live & trees.alive(node)[trees.rows, slot]
+        latent = trees.of("latent", node, slot)
+        children = world.expand(trees.of("city", node, slot), target, latent)
+        spent += children.spent * fresh[:, None]
+        trees.grow(node, slot, children, fresh)
+        onward = trees.go_on(fresh)
+        trees.back_up(torch.where(fresh, trees.count - 1, node), fresh & ~onward)
+        at, done = torch.where(onward, trees.count - 1, first), done + (fresh & ~onward)
+    return trees, spent
 
 
 class Trees:
@@ -87,12 +98,12 @@ class Trees:
         """Return below which children of nodes [Q] a shorter path may still be found, [Q, C]."""
         return self.of("open", node) & (self.of("least", node) < self.best[:, None])
 
-    def select(self, start: Tensor, c_puct: float) -> tuple[Tensor, Tensor]:
+    def select(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Descend from nodes [Q] by PUCT to a child that is not expanded: return node and slot."""
         at, level = start, 0
         while True:
             visits = self.of("visits", at)
-            bonus = (c_puct * self.scale * (1 + visits.sum(1)).sqrt())[:, None]
+            bonus = (PRIOR * self.scale * (1 + visits.sum(1)).sqrt())[:, None]
             score = self.of("cost", at) - bonus * self.of("prior", at) / (1 + visits)
             slot = score.masked_fill(~self.alive(at), FAR).argmin(1)
             node = self.of("node", at, slot)
@@ -100,19 +111,14 @@ class Trees:
                 return at, slot
             at, level = torch.where(node >= 0, node, at), level + 1
 
-    def begin(self, source: Tensor, children: Children, fresh: Tensor) -> None:
-        """Make the roots."""
-        zero = torch.zeros_like(source)
-        self._make(source, zero, zero, zero, zero.double(), children, fresh)
-
     def grow(self, node: Tensor, slot: Tensor, children: Children, fresh: Tensor) -> None:
         """Expand the children in slots [Q] of nodes [Q] where `fresh`."""
         km = self.nodes["km"][self.rows, node] + self.of("hop", node, slot)
         hops, old = self.nodes["hops"][self.rows, node] + 1, self.of("node", node, slot)
         self.kids["node"][self.rows, node, slot] = torch.where(fresh, self.count, old)
-        self._make(self.of("city", node, slot), node, slot, hops, km, children, fresh)
+        self.make(self.of("city", node, slot), node, slot, hops, km, children, fresh)
 
-    def _make(self, city, parent, slot, hops, km, children: Children, fresh: Tensor) -> None:
+    def make(self, city, parent, slot, hops, km, children: Children, fresh: Tensor) -> None:
         """Note a node, its children, and the arrival among them."""
         m, self.count = self.count, self.count + 1
         if m == self.nodes["km"].shape[1]:
@@ -194,30 +200,56 @@ class Trees:
         return out
 
 
-def _mcts(world: World, source, target, max_hops: int, purse: Purse, **options) -> Tensor:
-    return grown(world, source, target, max_hops, purse, **options).paths()
+@torch.inference_mode()
+def beam_with_value(world: World, source, target, max_hops: int, *, width: int = 8) -> Found:
+    """Keep the `width` best partial paths by km so far + km to go; return the best that arrives.
+
+    A search ends when no partial path in progress is ranked before one that arrived. Where none
+    arrives, the best partial path is returned.
+    """
+    if width < 1:
+        raise ValueError(f"width is at least 1, not {width}")
+    began = time.perf_counter()
+    source, target, latent, alive, spent = enter(world, source, target)
+    queries, goal = len(source), target[:, None]
+    rows = torch.arange(queries, device=world.device)[:, None]
+    # Of each partial path, best first: its city, latent and km, km to go, and all its cities.
+    city, latent, togo = source[:, None], latent[:, None], world.straight(source, target)[:, None]
+    km, way = torch.zeros_like(togo), source.new_full((queries, 1, max_hops + 1), -1)
+    way[:, 0, 0] = source
+    entered = km.new_full((queries, world.cities), FAR).scatter(1, source[:, None], 0.0)
+    for hop in range(1, max_hops + 1):
+        rank, beams = km + togo, city.shape[1]
+        going = (city != goal) & alive[:, None]
+        going &= rank < rank.masked_fill(city != goal, FAR).amin(1, keepdim=True)
+        if (hop - 1) % SYNC_EVERY == 0 and not bool(going.any()):
+            break
+        goals = target.repeat_interleave(beams)
+        children = world.expand(city.flatten(), goals, latent.flatten(0, 1))
+        spent += (children.spent.view(queries, beams, 3) * going[..., None]).sum(1)
+        child, child_togo = children.city.view(queries, -1), children.togo.view(queries, -1)
+        reached = (km.flatten()[:, None] + children.km).view(queries, -1)
+        real = (child >= 0) & going.repeat_interleave(world.width, 1)
+        reached, entered = _enter(entered, child.clamp_min(0), reached.masked_fill(~real, FAR))
+        alive = (reached + child_togo).isfinite().any(1)  # the others lead nowhere new, and stay
+        stays = rank.masked_fill(going & alive[:, None], FAR)
+        ranks, count = torch.cat([reached + child_togo, stays], 1), child.shape[1]
+        rank, pick = ranks.topk(min(width, ranks.shape[1]), largest=False)
+        parent = torch.where(pick < count, pick // world.width, pick - count)
+        latent = torch.cat([children.latent.reshape(queries, count, -1), latent], 1)[rows, pick]
+        city, km = (torch.cat(x, 1).gather(1, pick) for x in ((child, city), (reached, km)))
+        togo = torch.cat([child_togo, togo], 1).gather(1, pick).masked_fill(rank.isinf(), FAR)
+        way = way[rows, parent]
+        way[:, :, hop] = torch.where(pick < count, city, way[:, :, hop])
+    best = (km + togo + 1e9 * (city != goal)).argmin(1, keepdim=True)
+    return found_of(way[rows, best][:, 0], spent, began)
 
 
-def grown(
-    world: World, source: Tensor, target: Tensor, max_hops: int, purse: Purse, *,
-    simulations: int, c_puct: float,
-) -> Trees:  # fmt: skip
-    """Return the trees [Q] after so many simulations each, or fewer: see `mcts`."""
-    latent, live = enter(world, source, target, purse)
-    live = live & purse.pay(world.price(source, True) * live[:, None])
-    trees = Trees(world, source, target, latent, max_hops)
-    trees.begin(source, world.expand(source, target, latent, True), live)
-    first = at = done = torch.zeros_like(source)
-    while trees.count % SYNC_EVERY != 1 or bool(live.any()):
-        live = live & (done < simulations) & trees.alive(first).any(1)
-        node, slot = trees.select(at, c_puct)
-        city = trees.of("city", node, slot)
-        fresh = live & trees.alive(node)[trees.rows, slot]
-        fresh &= purse.pay(world.price(city, True) * fresh[:, None])
-        live &= purse.open
-        children = world.expand(city, target, trees.of("latent", node, slot), True)
-        trees.grow(node, slot, children, fresh)
-        onward = trees.go_on(fresh)
-        trees.back_up(torch.where(fresh, trees.count - 1, node), fresh & ~onward)
-        at, done = torch.where(onward, trees.count - 1, first), done + (fresh & ~onward)
-    return trees
+def _enter(entered: Tensor, city: Tensor, km: Tensor) -> tuple[Tensor, Tensor]:
+    """Return km [Q, C], infinite where a city was entered at no more before, or is now.
+
+    `entered` [Q, V] is the least km at which each city was entered, returned after this.
+    """
+    km = km.masked_fill(km >= entered.gather(1, city), FAR)
+    entered = entered.scatter_reduce(1, city, km, "amin")
+    return km.masked_fill(km > entered.gather(1, city), FAR), entered

@@ -13,18 +13,16 @@ from tqdm import tqdm
 
 from citypaths import decoding
 from citypaths.data.dataset import Dataset
-from citypaths.decoding import LOST, Likelihood, PathLength, Scorer, Sum
+from citypaths.decoding import LOST, PathLength, Scorer, Sum
 from citypaths.files import data_dir
+from citypaths.judging.metrics import SLACK
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
-from citypaths.map.graph import CityGraph
-from citypaths.map.paths import Paths
 from citypaths.models import PathModel
 from citypaths.sizes import Size
 from citypaths.training.loop import Trained
-from studies.search import Doubt, Inconsistency
 
-EXACT, OWN = "exact length", "own"
+EXACT, OWN = "exact length", "own likelihood"
 SLICE = 20  # queries whose attempts are drawn together
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of a scorer beside another; chosen on validation queries
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -54,23 +52,18 @@ class Tried:
     _known: dict[Scorer, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(
-        cls, queries: Queries, model: PathModel, n: int, seed: int, temperature: float = 1.0
-    ) -> Tried:
+    def of(cls, queries: Queries, model: PathModel, n: int, seed: int) -> Tried:
         """Draw `n` attempts at each query, and judge them."""
-        parts = []
+        parts, ids = [], (queries.rows.source, queries.rows.target)
         starts = range(0, len(queries), SLICE)
         for first in tqdm(starts, desc=f"{n:,} attempts a query", unit="slice", leave=False):
-            rows = queries.rows.take(np.arange(first, min(first + SLICE, len(queries))))
-            ids, options = (rows.source, rows.target), {"temperature": temperature}
-            options["seed"] = seed + first
-            parts.append(decoding.draw(model, *ids, queries.max_hops, n, **options))
-        drawn = _joined(parts)
-        source, target = (x[drawn.query] for x in (queries.rows.source, queries.rows.target))
+            some = (x[first : first + SLICE] for x in ids)
+            parts.append(decoding.draw(model, *some, queries.max_hops, n, seed=seed + first))
+        drawn = decoding.Attempts.concatenate(parts)
+        source, target = (x[drawn.query] for x in ids)
         km = PathLength(queries.graph).score(source, target, drawn.paths)
-        good = km <= 1.05 * queries.rows.km[drawn.query]
-        last = drawn.paths.tokens[drawn.paths.offsets[1:] - 1]
-        return cls(queries, drawn, source, target, km, good, last == target)
+        good = km <= (1 + SLACK) * queries.rows.km[drawn.query]
+        return cls(queries, drawn, source, target, km, good, drawn.paths.leads(source, target))
 
     def energies(self, scorer: Scorer) -> np.ndarray:
         """Return the energy of every attempt, [A]; a scorer is asked once, a sum by its parts."""
@@ -88,10 +81,8 @@ class Tried:
 
     def curve(self, energies: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
         """Return the success of the best of N by energy, [queries, N], a mean over all subsets."""
-        good = self.good.astype(float)
-        return pd.DataFrame(
-            decoding.expected_best(self.drawn, energies, good, ns), columns=list(ns)
-        )
+        shares = decoding.expected_best(self.drawn, energies, self.good.astype(float), ns)
+        return pd.DataFrame(shares, columns=list(ns))
 
     def roc(self, energies: np.ndarray) -> pd.DataFrame:
         """Return the ROC over attempts that arrived, as often as drawn: columns false and true."""
@@ -127,18 +118,6 @@ def calibration_error(reliability: pd.DataFrame) -> float:
     return float((gap * reliability["attempts"]).sum() / reliability["attempts"].sum())
 
 
-def _joined(parts: Sequence[decoding.Attempts]) -> decoding.Attempts:
-    """Attempts at several slices of queries as one."""
-    starts = np.cumsum([0, *(len(p.flops) for p in parts)])
-    query = [p.query + start for p, start in zip(parts, starts, strict=False)]
-    paths = Paths.concatenate([p.paths for p in parts])
-    each = (np.concatenate([getattr(p, name) for p in parts]) for name in ("count", "log_p"))
-    hops = np.zeros((0, 3), np.int64)
-    costs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("flops", "lookups"))
-    seconds = sum(p.seconds for p in parts)
-    return decoding.Attempts(paths, np.concatenate(query), *each, hops, *costs, seconds)
-
-
 def train_judges(
     size: Size, dataset: Dataset, generator: Trained, seed: int, names: Iterable[str]
 ) -> dict[str, Trained]:
@@ -154,38 +133,24 @@ def train_judges(
     }
 
 
-def verifiers(
-    graph: CityGraph, own: PathModel, reverse: Trained, value: Trained, reach: Trained,
-    judges: Mapping[str, Trained],
-) -> dict[str, Scorer]:  # fmt: skip
-    """Return learned scorers by name; `value` and `reach` know where the cities lie."""
-    found: dict[str, Scorer] = {OWN: Likelihood(own), "reverse": reverse.model.eval()}
-    found["detour"] = Inconsistency(value.model.eval(), graph)
-    found["doubt"] = Doubt(reach.model.eval())
-    return found | {name: trained.model.eval() for name, trained in judges.items()}
-
-
 def weighted(
     chosen_on: Tried, scorers: Mapping[str, Scorer], names: Sequence[str], n: int
 ) -> Scorer:
-    """Return the sum of scorers, each weighted so that the best of `n` is best: see `weigh`."""
-    total, parts, weights = chosen_on.energies(scorers[names[0]]), [scorers[names[0]]], [1.0]
-    for name in names[1:]:
-        energies = chosen_on.energies(scorers[name])
-        weights.append(weigh(chosen_on, total, energies, n))
-        total = total + weights[-1] * energies
-        parts.append(scorers[name])
-    return Sum(*parts, weights=tuple(weights))
+    """Return the sum of scorers, each of which is weighted so that the best of `n` is best.
 
-
-def weigh(tried: Tried, base: np.ndarray, energies: np.ndarray, n: int) -> float:
-    """Return the weight of energies beside others under which the best of N is best.
-
-    One of `WEIGHTS`, in units of the ratio of the two spreads over attempts that arrived.
+    A weight is one of `WEIGHTS`, in units of the ratio of the two spreads over attempts that
+    arrived.
     """
-    unit = base[tried.arrived].std() / max(1e-9, energies[tried.arrived].std())
-    rates = {w * unit: tried.curve(base + w * unit * energies, [n]).mean()[n] for w in WEIGHTS}
-    return max(rates, key=lambda w: rates[w])
+    first, *others = (scorers[name] for name in names)
+    total, weights, arrived = chosen_on.energies(first), [1.0], chosen_on.arrived
+    for scorer in others:
+        energies = chosen_on.energies(scorer)
+        unit = total[arrived].std() / max(1e-9, energies[arrived].std())
+        sums = {w * unit: total + w * unit * energies for w in WEIGHTS}
+        rates = {w: chosen_on.curve(energy, [n]).mean()[n] for w, energy in sums.items()}
+        weights.append(max(rates, key=lambda w: rates[w]))
+        total = sums[weights[-1]]
+    return Sum(first, *others, weights=tuple(weights))
 
 
 def verifier_table(
@@ -206,35 +171,20 @@ def powers(most: int, base: int = 2) -> list[int]:
 
 
 def curve_rows(
-    tried: Tried, energies: Mapping[str, np.ndarray], groups: pd.Categorical, most: int,
-    **names: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return ledger rows of the best of N by each verifier, over all queries and by group.
+    tried: Tried, energies: Mapping[str, np.ndarray], groups: pd.Categorical, most: int, model: str
+) -> list[dict[str, Any]]:
+    """Return ledger rows of the best of N by each verifier, over all queries and by their hops.
 
-    A group's rows name it in their split. Operations are left out: attempts share them.
+    Operations are left out: attempts share them.
     """
-    rows = []
+    shared, rows = {"study": "curve", "family": "best of N", "model": model}, []
     for verifier, energy in energies.items():
         curve = tried.curve(energy, powers(most, 4))
-        parts = [("uncontained", curve)]
-        parts += [(f"uncontained, {g} hops", c) for g, c in curve.groupby(groups, observed=True)]
-        regime = "checked" if verifier == EXACT else "closed_book"
-        for split, part in parts:
+        parts = {"": curve}
+        parts |= {f"{hops} hops": part for hops, part in curve.groupby(groups, observed=True)}
+        kind = {"verifier": verifier, "regime": "checked" if verifier == EXACT else "closed_book"}
+        for subset, part in parts.items():
+            says = shared | kind | {"subset": subset, "queries": len(part)}
             for n, rate in part.mean().items():
-                row = {"method": f"best of {n} by {verifier}", "regime": regime, "budget": n}
-                row |= {"split": split, "queries": len(part), "success": rate}
-                rows.append(names | row)
+                rows.append(says | {"method": f"best of {n}", "attempts": n, "success": rate})
     return rows
-
-
-def best_of_curves(rows: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
-    """Return success of the best of N by hops and verifier, a Series by N, from ledger rows."""
-    rows = rows[rows["method"].astype(str).str.match(r"best of \d+ by ")]
-    rows = rows[rows["split"].str.endswith(" hops")]
-    group = rows["split"].str.extract(r", (.*) hops$")[0]
-    verifier = rows["method"].str.extract(r" by (.*)$")[0]
-    curves: dict[str, dict[str, pd.Series]] = {}
-    for (hops, name), part in rows.groupby([group, verifier], sort=False):
-        curves.setdefault(str(hops), {})[str(name)] = part.set_index("budget")["success"]
-    ordered = sorted(curves, key=lambda hops: int(hops.split("-")[0]))
-    return {hops: curves[hops] for hops in ordered}

@@ -22,6 +22,13 @@ from citypaths.data.splits import Recipe, recipe_for
 POOLS = [60, 300, 2_000_000]  # shard by shard, a few shards together, all at once
 
 
+def pooled(dataset, batch_tokens: int, pool_paths: int, seed: int = 0, hindsight: float = 0.0):
+    """Batches with pools of another size."""
+    batches = Batches(dataset, batch_tokens, seed, hindsight=hindsight)
+    batches.pool_paths = pool_paths
+    return batches
+
+
 def first_epochs(batches: Batches, epochs: int = 1) -> list:
     """The batches of the first epochs, each with the position that follows it."""
     found = []
@@ -97,7 +104,7 @@ def test_batch_moves_whole(tiny_dataset):
     [(1, 300), (33, 2_000_000), *((500, pool) for pool in POOLS), (10**9, 60), (10**9, 2_000_000)],
 )
 def test_every_epoch_has_every_path_once(tiny_dataset, train_paths, batch_tokens, pool_paths):
-    batches = Batches(tiny_dataset, batch_tokens, pool_paths=pool_paths)
+    batches = pooled(tiny_dataset, batch_tokens, pool_paths)
     seen = [Counter(), Counter()]
     for (epoch, *_), batch in first_epochs(batches, 2):
         assert_is_padded_right(batch)
@@ -126,7 +133,7 @@ def test_positions_count_batches(tiny_dataset):
 @pytest.mark.parametrize("pool_paths", POOLS)
 def test_order_is_a_function_of_seed_and_epoch(tiny_dataset, pool_paths):
     def order(seed: int, epoch: int) -> list:
-        batches = Batches(tiny_dataset, 500, seed, pool_paths=pool_paths)
+        batches = pooled(tiny_dataset, 500, pool_paths, seed)
         batches.position = (epoch, 0, 0)
         return [paths_in(batch) for batch in islice(batches, 10)]
 
@@ -153,7 +160,7 @@ def unbroken(tiny_dataset):
 
 
 def batches_for(dataset, pool_paths: int, tokens: int, hindsight: float) -> Batches:
-    return Batches(dataset, tokens, 11, pool_paths=pool_paths, hindsight=hindsight)
+    return pooled(dataset, tokens, pool_paths, 11, hindsight)
 
 
 ways = st.tuples(st.sampled_from(POOLS), st.sampled_from([90, 700]), st.sampled_from([0.0, 0.6]))
@@ -174,8 +181,8 @@ def test_resumes_anywhere_as_if_nothing_happened(tiny_dataset, unbroken, data, w
 
 @pytest.mark.parametrize("pool_paths", POOLS)
 def test_a_new_iterator_goes_on_where_the_last_one_stopped(tiny_dataset, pool_paths):
-    whole = first_epochs(Batches(tiny_dataset, 300, pool_paths=pool_paths), 2)
-    batches, pieces = Batches(tiny_dataset, 300, pool_paths=pool_paths), []
+    whole = first_epochs(pooled(tiny_dataset, 300, pool_paths), 2)
+    batches, pieces = pooled(tiny_dataset, 300, pool_paths), []
     while len(pieces) < len(whole):
         pieces += list(islice(batches, 17))
     for (_, a), b in zip(whole, pieces, strict=False):
@@ -183,14 +190,14 @@ def test_a_new_iterator_goes_on_where_the_last_one_stopped(tiny_dataset, pool_pa
 
 
 def test_a_late_resume_reads_no_earlier_pool(tiny_dataset, monkeypatch):
-    found = first_epochs(Batches(tiny_dataset, 300, pool_paths=300), 1)
+    found = first_epochs(pooled(tiny_dataset, 300, 300), 1)
     (epoch, pool, index), _ = found[-2]
     assert pool >= 5
     read, original = [], type(tiny_dataset).shard
     monkeypatch.setattr(
         type(tiny_dataset), "shard", lambda self, i: read.append(i) or original(self, i)
     )
-    resumed = Batches(tiny_dataset, 300, pool_paths=300)
+    resumed = pooled(tiny_dataset, 300, 300)
     resumed.position = (epoch, pool, index)
     assert_same_batch(next(iter(resumed)), found[-1][1])
     assert set(read) <= set(sum(resumed._pools(epoch)[pool:], ()))
@@ -201,15 +208,16 @@ def test_a_late_resume_reads_no_earlier_pool(tiny_dataset, monkeypatch):
 
 def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
     """The torch way of gathering, made to run here, against the compiled way."""
-    rows = tiny_dataset.rows("train")
-    tokens, offsets = batches_module._on_device(rows.paths, "cpu")
-    some = torch.randperm(len(rows), generator=torch.manual_seed(0))[:200]
+    paths = tiny_dataset.rows("train").paths
+    tokens = batches_module._on_device(paths, "cpu")
+    some = torch.randperm(len(paths), generator=torch.manual_seed(0))[:200].numpy()
+    spans = paths.offsets[some], paths.lengths[some]
     assert tokens.dtype == torch.uint16
-    compiled = batches_module.pad(tokens, offsets, some)
+    compiled = batches_module.pad(tokens, *spans)
     monkeypatch.setattr(batches_module, "COMPILED_ON", ())
-    tokens, offsets = batches_module._on_device(rows.paths, "cpu")
+    tokens = batches_module._on_device(paths, "cpu")
     assert tokens.dtype == torch.int32
-    assert_same_batch(batches_module.pad(tokens, offsets, some), compiled)
+    assert_same_batch(batches_module.pad(tokens, *spans), compiled)
 
 
 # Memory
@@ -219,7 +227,7 @@ def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
 def test_pools_hold_each_shard_once_within_the_bound(tiny_dataset, pool_paths):
     sizes = np.array([shard["train"] for shard in tiny_dataset.shards])
     assert sizes.max() < pool_paths < sizes.sum()
-    batches, orders = Batches(tiny_dataset, 100, pool_paths=pool_paths), []
+    batches, orders = pooled(tiny_dataset, 100, pool_paths), []
     for epoch in range(3):
         pools = batches._pools(epoch)
         assert sorted(sum(pools, ())) == list(range(len(sizes)))
@@ -234,13 +242,13 @@ def test_streaming_holds_one_pool_at_a_time(tiny_dataset, monkeypatch):
 
     def watched(rows, device):
         assert not any(pool() is not None for pool in held), "two pools in memory"
-        tokens, offsets = original(rows, device)
+        tokens = original(rows, device)
         held.append(weakref.ref(tokens))
         loaded.append(len(rows))
-        return tokens, offsets
+        return tokens
 
     monkeypatch.setattr(batches_module, "_on_device", watched)
-    first_epochs(Batches(tiny_dataset, 500, pool_paths=300), 2)
+    first_epochs(pooled(tiny_dataset, 500, 300), 2)
     assert max(loaded) <= 300
     assert len(loaded) >= 2 * sum(s["train"] for s in tiny_dataset.shards) / 300
 

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -18,12 +20,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citypaths.data import dataset as dataset_module
 from citypaths.data.batches import Batches
-from citypaths.data.dataset import Rows, live_dataset, make_dataset, open_dataset, recipe_digest
-from citypaths.data.shards import frame, sample_rows
+from citypaths.data.dataset import Rows, live_dataset, make_dataset, open_dataset
+from citypaths.data.shards import sample_rows
 from citypaths.data.splits import PARTS, SPLITS, Recipe, held_cities, recipe_for
-from citypaths.files import DataFileError, atomic_write, lock, read_json, sealed, sha256, write_json
+from citypaths.files import (
+    DataFileError,
+    atomic_write,
+    digest,
+    lock,
+    read_json,
+    sealed,
+    sha256,
+    write_json,
+)
 from citypaths.map.graph import build_graph, jittered, rounded, unit_hash
 from citypaths.map.shortest_paths import count_reachable, paths, shortest_path_trees
 
@@ -297,7 +307,8 @@ def test_jitter_is_not_the_draw_of_the_split(tennessee):
 
 @pytest.mark.parametrize("split", ["target", "region"])
 def test_nothing_held_out_leaves_training_whole(tennessee, tmp_path, split):
-    recipe = recipe_for(tennessee, train=3000, valid=0, test=100, split=split, held_share=0)
+    recipe = recipe_for(tennessee, train=3000, valid=0, test=100)
+    recipe = replace(recipe, split=split, held_share=0.0)
     counts = make_dataset(tennessee, recipe, tmp_path, 512).counts
     assert counts["train"] == pytest.approx(3000, rel=0.1)
 
@@ -333,14 +344,12 @@ def test_a_graph_without_paths_has_no_recipe(scattered, lonely):
 
 def test_recipes_have_distinct_short_names(tennessee):
     recipe = Recipe(**GOOD)
-    names = {
-        recipe_digest(r) for r in (recipe, replace(recipe, seed=1), replace(recipe, graph="g"))
-    }
+    recipes = (recipe, replace(recipe, seed=1), replace(recipe, graph="g"))
+    names = {digest(r.to_json(), 12) for r in recipes}
     assert len(names) == 3
     assert all(len(name) == 12 and int(name, 16) >= 0 for name in names)
-    assert recipe_digest(Recipe(**json.loads(json.dumps(recipe.to_json())))) == recipe_digest(
-        recipe
-    )
+    again = Recipe(**json.loads(json.dumps(recipe.to_json())))
+    assert digest(again.to_json(), 12) == digest(recipe.to_json(), 12)
 
 
 # Rows
@@ -396,15 +405,6 @@ def test_rows_can_be_taken_and_joined(tiny_dataset):
     assert sorted(queries(halves)) == sorted(queries(rows))
 
 
-def test_frame_tells_people_what_rows_hold(tiny_dataset):
-    graph, rows = tiny_dataset.graph, tiny_dataset.rows("valid").take(np.arange(20))
-    table = frame(rows, graph)
-    np.testing.assert_array_equal(table["from"], graph.labels[rows.source])
-    np.testing.assert_array_equal(table["to"], graph.labels[rows.target])
-    assert (table["detour"] >= 1 - 1e-6).all()
-    assert table["path"][4].split(" -> ") == graph.labels[rows.paths[4]].tolist()
-
-
 def test_a_dataset_may_have_empty_shards_and_parts(chain, tmp_path):
     recipe = Recipe(chain.fingerprint, 1, "pair", 0.2, 0.0, 0.0)
     dataset = make_dataset(chain, recipe, tmp_path, 1)
@@ -418,16 +418,14 @@ def test_a_dataset_may_have_empty_shards_and_parts(chain, tmp_path):
 
 
 def digests(folder, *skip: str) -> dict[str, str]:
-    """Contained flags are left out: any test that asks for them keeps them beside the shards."""
     files = (p for p in folder.iterdir() if p.name != ".lock" and p.name not in skip)
-    return {p.name: sha256(p) for p in files if "-contained-" not in p.name}
+    return {p.name: sha256(p) for p in files}
 
 
 @pytest.fixture
 def copy(tiny_dataset, tmp_path):
     """A copy of the tiny dataset's folder, to be damaged."""
-    ignore = shutil.ignore_patterns("*-contained-*")
-    return shutil.copytree(tiny_dataset.folder, tmp_path / "copy", ignore=ignore)
+    return shutil.copytree(tiny_dataset.folder, tmp_path / "copy")
 
 
 def test_one_recipe_gives_one_set_of_bytes(tiny_dataset, tennessee, tmp_path):
@@ -618,33 +616,6 @@ def test_shards_need_targets(tiny_dataset, tennessee, tmp_path, size):
         make_dataset(tennessee, tiny_dataset.recipe, tmp_path, size)
 
 
-# Which queries are contained, kept beside the shards
-
-
-def kept_flags(folder):
-    (path,) = folder.glob("test-contained*.npz")
-    return path
-
-
-def test_contained_flags_are_computed_once(copy, tennessee, monkeypatch):
-    dataset = open_dataset(copy, tennessee)
-    rows, flags = dataset.queries("test")
-    assert 0.2 < flags.mean() < 0.95
-    np.testing.assert_array_equal(flags, dataset.contained(rows))
-    monkeypatch.setattr(dataset_module, "contained", None)
-    again, same = open_dataset(copy, tennessee).queries("test")
-    np.testing.assert_array_equal(flags, same)
-    assert_same_rows(rows, again)
-
-
-def test_contained_flags_of_another_recipe_are_not_taken(copy, tiny_dataset, tennessee):
-    open_dataset(copy, tennessee).queries("test")
-    (copy / "manifest.json").unlink()
-    other = make_dataset(tennessee, replace(tiny_dataset.recipe, train_rate=0.001), copy, 16)
-    rows, flags = other.queries("test")
-    np.testing.assert_array_equal(flags, other.contained(rows))
-
-
 # Without files
 
 
@@ -656,13 +627,15 @@ def test_a_live_dataset_is_the_one_on_disk(made):
         assert_same_rows(live.rows(part), made.rows(part))
     rows, flags = live.queries("test")
     np.testing.assert_array_equal(flags, made.contained(rows))
-    assert not live.folder.exists()
+    assert live.folder is None
 
 
 def test_live_batches_are_those_from_disk(tiny_dataset):
     live = live_dataset(tiny_dataset.graph, tiny_dataset.recipe, 16)
     for pool_paths in (300, 10**6):
-        both = (Batches(d, 400, pool_paths=pool_paths) for d in (live, tiny_dataset))
+        both = [Batches(d, 400) for d in (live, tiny_dataset)]
+        for batches in both:
+            batches.pool_paths = pool_paths
         pairs = zip(*both, strict=False)
         for mine, theirs in islice(pairs, 30):
             assert torch.equal(mine.cities, theirs.cities)
@@ -682,3 +655,19 @@ def test_rows_are_the_same_in_any_grouping(made, threads, groups):
     targets = np.array_split(np.arange(len(made.graph)), groups)
     rows = [sample_rows(made.graph, made.recipe, some, threads) for some in targets]
     assert_same_rows(Rows.concatenate(rows), all_rows(made))
+
+
+def test_making_a_dataset_leaves_the_threads_of_torch_alone(tmp_path):
+    """Numba's own threads would set them, and the last bits of training depend on their number."""
+    code = (
+        "import torch\n"
+        "from citypaths import lab, sizes\n"
+        "torch.set_num_threads(1)\n"
+        "graph = lab.make_graph(sizes.get_size('tiny'))\n"
+        "lab.size_dataset(sizes.get_size('tiny'), graph, make=True).queries('test')\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = os.environ | {"CITYPATHS_HOME": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "1"

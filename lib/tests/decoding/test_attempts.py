@@ -11,15 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_search import START, STEP, Markov
+from toys import START, STEP, ExactValue, Markov, every_path
 
 from citypaths import decoding
 from citypaths.decoding import PathLength, in_parts
-from citypaths.decoding.attempts import Attempts
+from citypaths.decoding.attempts import Attempts, stitch
 from citypaths.map.graph import build_graph
 from citypaths.map.paths import Found, Paths
-from studies import search
-from studies.search import ExactValue
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +29,6 @@ def six(place):
 @pytest.fixture(scope="module")
 def model(six):
     return Markov(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))
-
-
-def every_path(model, source, target, most, graph=None) -> dict[tuple, float]:
-    """Probability of each path that arrives within `most` hops, or is as long, by enumeration."""
-    open_, done = {(source,): 1.0}, {}
-    for t in range(most):
-        grown = {}
-        for path, p in open_.items():
-            weights = (model.table[path[-1]] * (1 + 0.1 * t)).softmax(-1).tolist()
-            if graph is not None:
-                weights = [w * bool(graph.is_edge(path[-1], v)) for v, w in enumerate(weights)]
-            for city, weight in enumerate(weights):
-                if weight:
-                    place = done if city == target else grown
-                    place[*path, city] = p * weight / sum(weights)
-        open_ = grown
-    return done | open_
 
 
 @pytest.mark.parametrize("checked", [False, True])
@@ -88,9 +69,9 @@ def test_a_dead_end_ends_there(chain):
     assert [p.tolist() for p in found.paths] == [[3, 4]] and found.count.tolist() == [50]
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"temperature": 0.0}, {"max_hops": 0}])
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"max_hops": 0}])
 def test_attempts_refuse(model, wrong):
-    with pytest.raises(ValueError, match="attempts at temperature"):
+    with pytest.raises(ValueError, match="attempts and hops are 1 or more"):
         decoding.draw(model, [0], [4], **({"max_hops": 3, "n": 4} | wrong))
 
 
@@ -149,7 +130,6 @@ def test_enough_attempts_and_an_exact_verifier_are_dijkstra(six):
         decoding.best_of(flat, source, target, 6, n=20_000, scorer=verify),
         decoding.best_of(flat, source, target, 6, n=4_000, scorer=verify, checked_by=six),
         decoding.stitched(flat, source, target, 6, n=200, checked_by=six),
-        search.stochastic_beam(flat, source, target, 6, width=900, scorer=verify, checked_by=six),
     ):
         km = verify.score(source, target, found.paths)
         np.testing.assert_allclose(km, shortest(six, pairs), rtol=1e-6)
@@ -164,34 +144,8 @@ def test_a_closed_book_verifier_pays_for_its_look_ups(model, six):
 
 def test_stitching_joins_what_no_attempt_took_whole(six):
     hops = np.array([[0, 0, 1], [0, 1, 3], [0, 3, 5], [0, 0, 5], [1, 0, 1], [1, 2, 3]])
-    paths = decoding.stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
+    paths = stitch(six, hops[six.edge_index(hops[:, 1], hops[:, 2]) > -2], [0, 0], [5, 3])
     assert paths[0].tolist() == [0, 1, 3, 5] and not len(paths[1])
-
-
-# Stochastic beams
-
-
-def test_stochastic_beams_draw_without_replacement(model):
-    """The first of two beams by score is a draw from the model: its perturbation is the largest."""
-    expected = every_path(model, 0, 4, 2)
-    paths = [search.stochastic_beam(model, [0] * 4_000, [4] * 4_000, 2, width=1, seed=s).paths
-             for s in (0, 1)]  # fmt: skip
-    counts = {path: 0 for path in expected}
-    for path in Paths.concatenate(paths):
-        counts[tuple(path.tolist())] += 1
-    hoped = np.array([p * 8_000 for p in expected.values()])
-    assert chisquare(list(counts.values()), hoped).pvalue > 1e-3
-
-
-def test_a_beam_of_all_paths_finds_the_most_probable(model):
-    expected = every_path(model, 0, 4, 3)
-    arriving = {path: p for path, p in expected.items() if path[-1] == 4}
-    found = search.stochastic_beam(model, [0], [4], 3, width=len(expected))
-    assert tuple(found.paths[0].tolist()) == max(arriving, key=arriving.get)
-    prefixes = {path[:i] for path in expected for i in range(1, len(path))}
-    assert found.flops.tolist() == [START + STEP * len(prefixes)]
-    with pytest.raises(ValueError, match="width is at least 1"):
-        search.stochastic_beam(model, [0], [4], 3, width=0)
 
 
 # The exact scorers, and searches in parts

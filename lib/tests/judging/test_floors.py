@@ -9,12 +9,13 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from citypaths.judging.floors import floors, hop_use, rarest_hop, stored_hops, walk
+from citypaths.judging.floors import hop_use, rarest_hop, stored_hops, walk
 from citypaths.judging.metrics import judge
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import build_graph, jittered, rounded
 from citypaths.map.paths import Found, Paths
 from citypaths.map.shortest_paths import paths, shortest_path_trees
+from studies.baselines.study import floors
 
 
 def queries(graph, count: int = 1500, seed: int = 0):

@@ -21,8 +21,8 @@ from citypaths.judging.metrics import (
     by_detour,
     by_hops,
     judge,
+    ledger_rates,
     over_few,
-    summarise,
     wilson,
 )
 from citypaths.map.graph import build_graph
@@ -240,22 +240,16 @@ def mixed(chain):
     return judged(chain, [(0, 2)] * 5, found, reference=reference).assign(group=list("aabbb"))
 
 
-def test_summarise_counts(mixed):
-    row = summarise(mixed).iloc[0]
+def test_rates_of_the_ledger(mixed):
+    hard = mixed["group"] == "a"
+    row = ledger_rates(mixed.assign(hard=hard))
     assert row["queries"] == 5
     assert row["legal"] == 3 / 5 and row["arrives"] == 3 / 5 and row["success"] == 2 / 5
     assert row["exact"] == 2 / 5
     assert (row["success_low"], row["success_high"]) == wilson(2, 5)
-
-
-def test_summarise_by_group(mixed):
-    table = summarise(mixed, "group")
-    assert table["queries"].tolist() == [2, 3]
-    assert table["success"].tolist() == [1 / 2, 1 / 3]
-    assert (table["success_low"] < table["success"]).all()
-    assert summarise(mixed, ["group", "legal"])["queries"].sum() == 5
-    absent = mixed.assign(group=pd.Categorical(list("aabbb"), ["a", "b", "never"]))
-    assert summarise(absent, "group").index.tolist() == ["a", "b"]
+    assert row["hard_queries"] == 2 and row["hard_success"] == 1 / 2
+    assert (row["hard_success_low"], row["hard_success_high"]) == wilson(1, 2)
+    assert np.isnan(ledger_rates(mixed.assign(hard=False))["hard_success"])
 
 
 @settings(max_examples=150, deadline=None)

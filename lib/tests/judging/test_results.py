@@ -19,8 +19,6 @@ from citypaths.judging import ledger as results
 from citypaths.judging.ledger import COLUMNS, load_results, percent, publish, quantity, record
 from citypaths.judging.metrics import RATES
 from citypaths.sizes import SIZES, get_size
-from studies.scoreboard import tables
-from studies.scoreboard.tables import fill_tables
 
 LIBRARY = Path(citypaths.__file__).parents[1]
 TINY, SMALL = SIZES["tiny"], SIZES["small"]
@@ -251,74 +249,3 @@ def test_percent_and_quantity():
     shown = {0: "0", 12.34: "12.3", 4.61e6: "4.61 M", 1000: "1 k", 999: "999", 2e12: "2 T"}
     shown |= {999_999: "1 M", 999.96: "1 k", 999_400: "999 k", 1.5e9: "1.5 G", 7e15: "7e+03 T"}
     assert {value: quantity(value) for value in shown} == shown
-
-
-README = """Before.
-
-<!-- table baseline-small -->
-anything
-old
-<!-- end -->
-
-Between.
-
-<!-- table baseline-medium --><!-- end -->
-After, with <!-- a comment -->.
-"""
-
-
-def baseline(**columns) -> dict:
-    usual = {"queries": 1234, "hard_queries": 567, "success_low": 0.4, "success_high": 0.6}
-    usual |= {"split": "uncontained", "inference_flops": 4.61e6}
-    return row(**usual | columns)
-
-
-def test_tables_are_filled_from_the_ledger():
-    rows = [baseline(), baseline(method="A*", regime="open_map", model=None, split="pair")]
-    record("03-rnn-baselines", SMALL, 0, rows)
-    record("03-rnn-baselines", SMALL, 1, [baseline(method="another seed")])
-    record("03-rnn-baselines", get_size("small", {"budget": 1.0}), 0, [baseline(method="changed")])
-    record("02-other", SMALL, 0, [baseline(method="another notebook")])
-    filled = fill_tables(README)
-    assert "1,234 uncontained queries, 567 of them hard." in filled
-    assert "| greedy | gru-8 | closed-book | 50.0 % (40.0-60.0) | - | 4.61 M | - | - |" in filled
-    for absent in ("A*", "another", "changed", "anything\nold"):
-        assert absent not in filled
-    assert "No run of `03-rnn-baselines` is recorded at size medium." in filled
-    assert fill_tables(filled) == filled
-    outside = [
-        README.split("<!-- table")[0],
-        "\n\nBetween.\n\n",
-        "\nAfter, with <!-- a comment -->.",
-    ]
-    assert all(part in filled for part in outside)
-    widths = {line.count("|") for line in filled.splitlines() if line.startswith("|")}
-    assert widths == {9}
-
-
-def test_an_unknown_table_is_named():
-    with pytest.raises(ValueError, match="no table 'basline'; known: baseline-small"):
-        fill_tables("<!-- table basline -->x<!-- end -->")
-    assert fill_tables("no table at all") == "no table at all"
-
-
-def test_main_fills_the_readme(tmp_path, capsys):
-    (tmp_path / "README.md").write_text(README)
-    record("03-rnn-baselines", SMALL, 0, [baseline()])
-    tables.main()
-    assert (tmp_path / "README.md").read_text() == fill_tables(README)
-
-
-def test_the_committed_pages_show_the_committed_ledger(tmp_path, monkeypatch):
-    """A rerun changes the working tree, so what is compared is the last commit."""
-    root = Path(__file__).resolve().parents[3]
-    archive = ["git", "-C", str(root), "archive", "HEAD", "README.md", "reports"]
-    packed = subprocess.run(archive, capture_output=True)
-    if packed.returncode:
-        pytest.skip("not a git checkout with a committed ledger")
-    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=packed.stdout, check=True)
-    monkeypatch.setenv("CITYPATHS_REPORTS", str(tmp_path / "reports"))
-    ledger = pd.read_csv(tmp_path / "reports" / "results.csv")
-    assert len(ledger) == len(load_results()) > 0
-    for page in (tmp_path / "README.md", tmp_path / "reports" / "README.md"):
-        assert fill_tables(page.read_text()) == page.read_text(), f"{page.name}: make tables"

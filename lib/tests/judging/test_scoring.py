@@ -1,4 +1,4 @@
-"""Notebook 03's scores: floors and decoders on the same queries, leaks, splits, faults."""
+"""Methods on the same queries: run, judged, and said in columns of the ledger."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import torch
 
 from citypaths import decoding, lab
 from citypaths.judging import methods as scoring
-from citypaths.judging.floors import hop_use, rarest_hop
 from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.methods import Method
 from citypaths.map.best_first import best_first
 from citypaths.models import build
 from citypaths.sizes import get_size
 from citypaths.training.loop import Trained
-from studies.baselines import waterfall
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,70 +35,6 @@ def dataset(size):
 @pytest.fixture(scope="module")
 def queries(dataset):
     return lab.Queries.of(dataset).uncontained()
-
-
-@pytest.fixture(scope="module")
-def memory(dataset):
-    return [dataset.rows("train").paths]
-
-
-def test_floors_are_scored_under_their_names(queries, memory):
-    scored = {s.name: s for s in scoring.score_floors(queries, memory)}
-    assert scored["Dijkstra"].row["success"] == scored["A*"].row["optimal"] == 1.0
-    assert scored["geo-greedy"].row["hard_success"] == 0.0
-    assert scored["geo-greedy"].row["hard_queries"] == queries.hard.sum() > 0
-    assert all(
-        set(s.row) <= set(COLUMNS) and s.row["regime"] == "open_map" for s in scored.values()
-    )
-
-
-def test_decoders_are_scored_in_their_regimes(size, dataset, queries):
-    few, changes = queries.first(40), {"batch_tokens": 512, "budget": 1e8, "evaluations": 1}
-    trained = lab.train_arm(size, dataset, "gru-16", 0, **changes)
-    scored = {s.name: s for s in scoring.score_decoders(few, "gru-16", trained)}
-    assert [name for name in scored if "checked" in name] == [
-        "gru-16, greedy, checked",
-        "gru-16, beam 8, checked",
-    ]
-    for name, one in scored.items():
-        assert (one.row["regime"] == "checked") == ("checked" in name)
-        assert (one.row["lookups"] > 0) == ("checked" in name)
-        assert one.row["legal"] == 1.0 or "checked" not in name
-        assert one.row["inference_flops"] > 0 and one.row["training_flops"] > 0
-        assert set(one.row) <= set(COLUMNS)
-    table = scoring.board(scored.values(), "success lookups")
-    assert list(table.index) == list(scored) and list(table.columns) == ["success", "lookups"]
-
-
-def test_rarest_hop_against_counting_by_hand(queries, memory):
-    graph, counts = queries.graph, {}
-    for path in memory[0]:
-        for hop in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
-            counts[hop] = counts.get(hop, 0) + 1
-    use = hop_use(graph, memory)
-    assert use.sum() == sum(counts.values())
-    rarest = rarest_hop(graph, use, queries.rows.paths)
-    for least, path in zip(rarest, queries.rows.paths, strict=True):
-        hops = zip(path[:-1].tolist(), path[1:].tolist(), strict=True)
-        assert least == min(counts.get(hop, 0) for hop in hops)
-    groups = scoring.well_travelled(queries, memory)
-    assert (np.asarray(groups == "0") == (rarest == 0)).all()
-
-
-def test_faults_count_every_failure_once(queries):
-    model = build("rnn", queries.graph, width=8)
-    judged = queries.judge(queries.decode(decoding.greedy, model))
-    table = lab.faults(judged)
-    assert table["queries"].sum() == (~judged["success"]).sum() > 0
-    assert table["share"].sum() == pytest.approx(1.0)
-
-
-def test_waterfall_rows_are_numbered(size):
-    rows = waterfall.ledger_rows(
-        pd.DataFrame({"row": [{"method": "a"}, {"method": "b"}]}), "gru-16"
-    )
-    assert [row["method"] for row in rows] == ["waterfall 0: a", "waterfall 1: b"]
-    assert {row["orientation"] for row in rows} == {"two_way"}
 
 
 def test_loops_reach_the_model(queries):

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citypaths.models.cache import Cache
-from citypaths.models.transformer import Rotary
+from citypaths.models.transformer import Cache, Rotary
 
 
 def test_positions_are_turned_alike_within_and_beyond_the_table():

@@ -8,53 +8,54 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import counted_flops
 
+import studies.baselines.priors
 import studies.recurrence
 import studies.search  # noqa: F401  they register their networks
 from citypaths.data.batches import Batch, batch_of
 from citypaths.map.graph import build_graph
 from citypaths.models import RNN, PathModel, base, build, register, registered
-from citypaths.models.base import CityInput, Head, coordinate_features
+from citypaths.models.base import CityInput, Head
 from citypaths.models.check import assert_consistent
-from citypaths.models.rnn import recurrent_matrix
+from citypaths.models.rnn import RECURRENT
 from citypaths.models.transformer import CONTEXT
-from citypaths.training.compute import counted_flops, training_flops
-from citypaths.training.loop import TrainSettings, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, train, training_flops
 
 WIDTH = 8
 COORDINATES = ["none", "raw", "place_cells", "periodic", "fourier"]
 RNN_GRID = [
     {},
     {"cell": "lstm"},
-    {"layers": 2, "dropout": 0.3},
-    {"cell": "lstm", "layers": 2, "dropout": 0.3, "endpoints": "prefix"},
     {"endpoints": "prefix"},
-    {"layers": 2, "endpoints": "prefix", "softmaxes": 3},
+    {"endpoints": "prefix", "softmaxes": 3},
     {"cell": "lstm", "endpoints": "prefix"},
     *({"coordinates": kind} for kind in COORDINATES[1:]),
-    *({"coordinates": kind, "ids": False, "endpoints": "prefix"} for kind in COORDINATES[1:]),
-    {"ids": False, "coordinates": "raw", "softmaxes": 3},
+    *({"coordinates": kind, "endpoints": "prefix"} for kind in COORDINATES[1:]),
+    {"coordinates": "raw", "softmaxes": 3},
     {"softmaxes": 3},
     {"tied": True},
     {"tied": True, "softmaxes": 3, "coordinates": "raw", "cell": "lstm"},
     *({"recurrent": kind} for kind in ("identity", "chain", "identity_chain")),
-    {"recurrent": "chain", "cell": "lstm", "layers": 2},
+    {"recurrent": "chain", "cell": "lstm"},
 ]
 # One row a model and setting; a model registered later is tested with its defaults at least.
+PLACED = ((0, "none"), (2, "raw"))
 MODELS = [("rnn", options | {"width": WIDTH}) for options in RNN_GRID]
 STACK = {"width": WIDTH, "heads": 2}
 STACK_GRID = [
     {},
-    {"endpoints": "prefix"},
-    {"ids": False, "coordinates": "raw", "tied": False},
-    {"coordinates": "place_cells", "softmaxes": 2},
+    {"coordinates": "raw"},
+    {"coordinates": "place_cells", "heads": 1},
 ]
 LOOPED_GRID = [
     {"loops": 3},
     {"loops": 3, "sampled": (2, 4), "backprop": 1, "noise": 0.5},
-    {"loops": 3, "noise": 0.5, "endpoints": "prefix"},
+    {"loops": 3, "noise": 0.5},
 ]
 MODELS += [("rnn", {"loops": 3, "endpoints": "prefix", "width": WIDTH})]
+MODELS += [("memoryless", {"width": WIDTH, "layers": n, "coordinates": c}) for n, c in PLACED]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
 MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
@@ -62,10 +63,10 @@ for name in ("top_recurrent", "act", "ponder"):
 FEEDBACK_GRID = [
     *STACK_GRID,
     {"loops": 3, "heads": 1},
-    {"loops": 2, "endpoints": "prefix"},
+    {"loops": 2},
 ]
 MODELS += [("feedback", {"layers": 2} | STACK | options) for options in FEEDBACK_GRID]
-PLANNER_GRID = [{}, {"tied": True, "coordinates": "raw"}, {"endpoints": "prefix", "softmaxes": 3}]
+PLANNER_GRID = [{}, {"tied": True}]
 MODELS += [("planner", {"width": WIDTH} | options) for options in PLANNER_GRID]
 MODELS += [(name, {}) for name in registered() if name not in dict(MODELS)]
 
@@ -194,13 +195,6 @@ def test_loss_is_nats_per_hop_without_padding(graph, batch):
     torch.testing.assert_close(model.loss(batch), expected)
 
 
-def test_dropout_is_only_for_training(graph, batch):
-    model = made("rnn", {"width": WIDTH, "dropout": 0.5}, graph)
-    assert not torch.equal(model(batch), model(batch))
-    model.eval()
-    assert torch.equal(model(batch), model(batch))
-
-
 # Names and settings
 
 
@@ -214,38 +208,10 @@ def test_unknown_names_and_settings(graph):
         {"endpoints": "suffix"},
         {"coordinates": "polar"},
         {"recurrent": "random"},
-        {"ids": False},
     ):
         with pytest.raises(ValueError):
             build("rnn", graph, width=4, **wrong)
     assert "rnn" in registered() and registered() == sorted(registered())
-
-
-@pytest.mark.parametrize("kind", COORDINATES)
-@pytest.mark.parametrize("width", [4, 8, 64])
-def test_coordinates_are_finite_features_of_about_unit_variance(tennessee, kind, width):
-    features = coordinate_features(tennessee, kind, width)
-    assert features.shape[0] == len(tennessee) and features.dtype == torch.float32
-    assert features.isfinite().all()
-    assert torch.equal(features, coordinate_features(tennessee, kind, width))
-    if kind != "none":
-        assert 0.5 < features.std() < 1.5
-    if kind in ("place_cells", "fourier", "periodic"):
-        assert features.shape[1] == (min(width, 32) if kind == "periodic" else width)
-
-
-@pytest.mark.parametrize("kind", COORDINATES)
-def test_coordinates_of_a_few_cities_are_finite(chain, lonely, kind):
-    for few in (chain, lonely):
-        assert coordinate_features(few, kind, 8).isfinite().all()
-
-
-def test_place_cells_are_local(tennessee):
-    features = coordinate_features(tennessee, "place_cells", 16)
-    for cell in features.T:
-        centre = int(cell.argmax())
-        km = tennessee.distance_km(centre, np.arange(len(tennessee)))
-        assert cell[km < 10].mean() > cell[km > 200].mean() + 1
 
 
 def test_only_some_inputs_see_the_goal(graph):
@@ -259,50 +225,19 @@ def test_only_some_inputs_see_the_goal(graph):
 # Initial recurrence and the rank of the head
 
 
-def fisher_memory(w: torch.Tensor, terms: int) -> float:
-    """Total Fisher memory of an input at unit 0 (Ganguli, Huh, Sompolinsky 2008)."""
-    w = w.double()
-    powers = [torch.eye(len(w), dtype=w.dtype)]
-    for _ in range(terms - 1):
-        powers.append(w @ powers[-1])
-    noise = sum(p @ p.T for p in powers)
-    signal = torch.stack([p[:, 0] for p in powers])
-    return float((signal * torch.linalg.solve(noise, signal.T).T).sum())
-
-
-def test_fisher_memory_of_the_initial_matrices():
-    chain = recurrent_matrix(100, "chain", 1.02)
-    squares = 1.02 ** (2 * np.arange(100))
-    assert fisher_memory(chain, 100) == pytest.approx((squares / squares.cumsum()).sum(), rel=1e-4)
-    assert fisher_memory(chain, 100) == pytest.approx(7.61, abs=0.01)
-    assert fisher_memory(chain.T, 100) == pytest.approx(0, abs=0.2)
-    torch.manual_seed(0)
-    normal = 0.95 * recurrent_matrix(100, "orthogonal")
-    assert fisher_memory(normal, 600) == pytest.approx(1.0, abs=1e-3)
-
-
 def test_initial_recurrence_of_each_gate(graph):
     for cell, gates in (("gru", 3), ("lstm", 4)):
-        model = made(
-            "rnn", {"cell": cell, "width": WIDTH, "layers": 2, "recurrent": "chain"}, graph
-        )
-        for layer in range(2):
-            blocks = getattr(model.rnn, f"weight_hh_l{layer}").detach().split(WIDTH)
-            assert len(blocks) == gates
-            for i, block in enumerate(blocks):
-                if i == 2:
-                    assert torch.equal(block, recurrent_matrix(WIDTH, "chain"))
-                else:
-                    torch.testing.assert_close(block @ block.T, torch.eye(WIDTH))
-            total = sum(getattr(model.rnn, f"{n}_l{layer}") for n in ("bias_ih", "bias_hh"))
-            forget = total.detach().split(WIDTH)
-            assert all((b == (cell == "lstm" and i == 1)).all() for i, b in enumerate(forget))
-
-
-def test_identity_chain_is_between():
-    both = recurrent_matrix(5, "identity_chain", 1.02)
-    assert torch.allclose(2 * both - torch.eye(5), recurrent_matrix(5, "chain", 1.02))
-    assert torch.equal(recurrent_matrix(5, "identity"), torch.eye(5))
+        model = made("rnn", {"cell": cell, "width": WIDTH, "recurrent": "chain"}, graph)
+        blocks = model.rnn.weight_hh_l0.detach().split(WIDTH)
+        assert len(blocks) == gates
+        for i, block in enumerate(blocks):
+            if i == 2:
+                assert torch.equal(block, RECURRENT["chain"](WIDTH))
+            else:
+                torch.testing.assert_close(block @ block.T, torch.eye(WIDTH))
+        total = model.rnn.bias_ih_l0 + model.rnn.bias_hh_l0
+        forget = total.detach().split(WIDTH)
+        assert all((b == (cell == "lstm" and i == 1)).all() for i, b in enumerate(forget))
 
 
 def test_a_mixture_of_softmaxes_breaks_the_rank_bound():

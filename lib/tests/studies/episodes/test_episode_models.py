@@ -11,7 +11,8 @@ import torch
 from citypaths import sizes
 from citypaths.judging import ledger as results
 from citypaths.training import loop as train_module
-from citypaths.training.loop import TrainSettings, load_trained, train
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, train
 from citypaths.training.recipes import arms, recipe
 from studies.episodes import MEMORIES, study
 from studies.episodes import __main__ as command

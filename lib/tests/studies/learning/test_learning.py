@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from citypaths import decoding
 from citypaths.data.batches import batch_of_paths
 from citypaths.judging.floors import stored_hops
-from citypaths.judging.ledger import _check, largest_run, record
+from citypaths.judging.ledger import _check, largest_run, load_results, record
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.map.best_first import best_first
@@ -23,7 +23,7 @@ from studies.learning import study as learning
 from studies.learning import values as worth
 from studies.learning.study import ALONE, CACHE, CACHE_OF_ALL, STITCHED, STORED, halves
 from studies.memory import Cached, Roads
-from studies.scoreboard.tables import learning_table
+from studies.scoreboard.tables import table
 
 SIZE = {"budget": 3e7, "batch_tokens": 128, "shares": [0, 20]}
 
@@ -130,7 +130,7 @@ def test_break_even_by_hand(rows):
     assert table[CACHE, 0, 1000] > table[ALONE, 1, 1000]
 
 
-def test_the_sentence_says_the_numbers(rows):
+def test_the_sentence_says_the_numbers(rows, monkeypatch):
     text = worth.sentence(rows)
     assert text.startswith("With 10 % learned (3 seeds), learning the others too changes success")
     assert "by +40.0 points and caching them by +20.0 (value 2.00 (1.60 to " in text
@@ -138,7 +138,9 @@ def test_the_sentence_says_the_numbers(rows):
     assert "rather than cache at every share tried, rather than stitch at none" in text
     assert "at 0 % after 18 queries, against stitching never." in text
     worse = rows.assign(success=rows["success"].where(rows["method"] != CACHE, 0.3))
-    some = worth.sentence(worse[worse["seed"] == 1], near=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(worth, "NEAR", 0.5)
+        some = worth.sentence(worse[worse["seed"] == 1])
     assert some.startswith("With 50 % learned (one seed)") and worth.NO_HELP in some
     assert "rather than cache at every share" in some
     ahead = rows["success"].where((rows["method"] != CACHE) | (rows["share"] > 0), 0.7)
@@ -240,16 +242,17 @@ def test_the_learner_of_everything_is_the_ladder_s(size, tiny_dataset, tmp_path,
 
 def test_figures_and_the_readme_s_table(tried, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_REPORTS", str(tmp_path))
-    assert learning_table("tiny").startswith("No run of")
+    assert table("learning-tiny", load_results()).startswith("No such run")
     mine = [s.row for s in tried[0]]
-    record(worth.NOTEBOOK, get_size("tiny"), 0, mine, split="uncontained")
-    record(worth.NOTEBOOK, get_size("tiny"), 1, mine[:3])
-    assert largest_run(worth.NOTEBOOK, "tiny")["seed"].nunique() == 1
-    text = learning_table("tiny")
-    assert text.count("\n") == 7 and "| success | 20 % |" in text
-    for frame in (rows, largest_run(worth.NOTEBOOK, "tiny")):
-        table = worth.values(frame)
-        figures = [learning_plots.accuracies(frame), learning_plots.relative_values(table)]
+    record("08-learning", get_size("tiny"), 0, mine, split="uncontained")
+    record("08-learning", get_size("tiny"), 1, mine[:3])
+    recorded = largest_run(load_results())
+    assert recorded["seed"].nunique() == 1
+    text = table("learning-tiny", load_results())
+    assert text.count("\n") == 7 and "| success | 20 % |" in " ".join(text.split())
+    for frame in (rows, recorded):
+        found = worth.values(frame)
+        figures = [learning_plots.accuracies(frame), learning_plots.relative_values(found)]
         figures.append(learning_plots.against_operations(frame))
         for figure in figures:
             figure.canvas.draw()

@@ -95,7 +95,7 @@ def test_fewer_probes_find_less_and_cost_less():
 def test_probed_rows_are_true_rows(centroids, probes, k, seed):
     """Whatever is probed: similarities are exact, in order, and no row comes twice."""
     cache = clustered(50, 4, seed)
-    store = Probed(cache, centroids, min(probes, centroids), seed)
+    store = Probed(cache, centroids, min(probes, centroids))
     assert sorted(torch.cat(list(store.lists)).tolist()) == list(range(50))
     near, rows = store.nearest(cache.keys[:10], k)
     real = near > float("-inf")
@@ -197,8 +197,8 @@ def test_familiarity_leaves_a_path_out_of_its_own_store(model, stored):
 
 def test_fit_works_on_any_store(model, stored, queries):
     cache = KeyValueCache.of(model, stored)
-    exact = fit(model, cache, queries.rows.paths, k=32)[1]
-    probed = fit(model, Probed(cache, 8, 8), queries.rows.paths, k=32)[1]
+    exact = fit(model, cache, queries.rows.paths)[1]
+    probed = fit(model, Probed(cache, 8, 8), queries.rows.paths)[1]
     assert probed == pytest.approx(exact, abs=1e-4)
     few = batch_of_paths(queries.rows.paths)
     cached = Cached(model, Truncated(cache, 8), theta=9.0, weight=0.3, k=32)

@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.text import Text
 
+from citypaths.training.recipes import arms
 from studies.recurrence import figures
 from studies.recurrence.figures import PANELS, arms_diagram
-from studies.recurrence.study import arms
 
 matplotlib.use("Agg")
 
@@ -42,7 +42,7 @@ def figure(request):
 def test_every_arm_has_its_panel(figure):
     titles = [ax.get_title(loc="left") for ax in drawn(figure)]
     named = [name for title in titles for name in labels(title) if name != "another"]
-    assert sorted(named) == sorted(arms(8))
+    assert sorted(named) == sorted(arms("tiny", "race"))
 
 
 def test_all_text_lies_within_the_figure_and_can_be_read(figure):

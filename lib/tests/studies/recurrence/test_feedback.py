@@ -83,7 +83,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
 # The scan
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 1, "heads": 1}, {"endpoints": "prefix"}])
+@pytest.mark.parametrize("options", [{}, {"layers": 1, "heads": 1}])
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 19])
 def test_scan_is_the_definition(graph, options, steps):
     model, batch = made(graph, **options), drawn(steps)
@@ -145,7 +145,7 @@ def test_a_scan_has_no_second_derivative(graph):
 # Memory
 
 
-@pytest.mark.parametrize("options", [{"endpoints": "prefix"}, {"loops": 3}])
+@pytest.mark.parametrize("options", [{"heads": 1}, {"loops": 3}])
 def test_decodes_as_it_trains(graph, options):
     assert_consistent(made(graph, **options), drawn(11), 1e-10)
 
@@ -208,11 +208,11 @@ def test_sweeps_make_one_more_step_exact_each(graph):
 
 
 def test_sweeps_measure_how_far_back_recurrence_reaches(graph):
-    """With the prefix and two loops a city, 12 cities are 26 steps; the last takes 26 sweeps."""
+    """With two loops a city, 12 cities are 24 steps; the last takes 24 sweeps."""
     batch = drawn(12)
-    prefixed = made(graph, endpoints="prefix", loops=2)
-    close(prefixed.sweeps(batch, 26), prefixed(batch))
-    assert (prefixed.sweeps(batch, 3) - prefixed(batch)).abs().max() > 1e-9
+    looped = made(graph, loops=2)
+    close(looped.sweeps(batch, 24), looped(batch))
+    assert (looped.sweeps(batch, 3) - looped(batch)).abs().max() > 1e-9
     model = made(graph)
     only_layer(model, 0)  # nothing of a layer is remembered: one sweep is enough
     close(model.sweeps(batch, 1), model(batch))

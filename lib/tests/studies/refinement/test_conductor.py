@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import START, STEP, Perfect, counted_flops, lists, next_cities
 
 from citypaths.data.batches import IGNORE, batch_of
 from citypaths.decoding import greedy
 from citypaths.judging.metrics import judge
-from citypaths.map.shortest_paths import shortest_path_trees
-from citypaths.models import PathModel, build, registered
+from citypaths.models import build, registered
 from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
 from studies.refinement import conduct
 
-ASK, STEP, START = 11, 7, 3  # what the fake networks say they cost
+ASK = 11  # what `Exact` says it costs
 SHORT = TrainSettings(steps=30, batch_tokens=256, evaluations=2, save_seconds=0)
 SMALL = {"width": 8}
 
@@ -51,45 +50,9 @@ class Exact(nn.Module):
         return ASK
 
 
-class Perfect(PathModel):
-    """Steps along the true paths, unless a hop is `blocked`: there it goes back to the start."""
-
-    def __init__(self, onward: np.ndarray, blocked: tuple[int, int] | None = None) -> None:
-        super().__init__()
-        self.onward, self.blocked = onward, blocked
-        self.weight, self.cities = nn.Parameter(torch.zeros(1)), len(onward)
-
-    def forward(self, batch, loops=None):
-        raise NotImplementedError
-
-    def start(self, source, target, loops=None):
-        return target
-
-    def step(self, city, target):
-        ahead = torch.as_tensor(self.onward)[target, city].long().clamp(min=0)
-        if self.blocked is not None:
-            ahead = torch.where(
-                (city == self.blocked[0]) & (target == self.blocked[1]), city, ahead
-            )
-        return nn.functional.one_hot(ahead, self.cities).float(), target
-
-    def reorder(self, state, index):
-        return state[index]
-
-    def flops_per_step(self, loops=None):
-        return STEP
-
-    @property
-    def flops_to_start(self):
-        return START
-
-
 @pytest.fixture(scope="module")
 def onward(tennessee):
-    """The next city of the shortest path from every city (column) to every target (row)."""
-    trees = shortest_path_trees(tennessee, np.arange(len(tennessee)))
-    onward = trees.next_city.T.astype(np.int64)
-    return np.where(onward < len(tennessee), onward, -1)
+    return next_cities(tennessee)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +66,6 @@ def networks(tennessee):
     torch.manual_seed(3)
     conductor = build("conductor", tennessee, width=8)
     return conductor.eval(), build("rnn", tennessee, width=8)
-
-
-def lists(found) -> list[list[int]]:
-    return [path.tolist() for path in found.paths]
 
 
 # Exact networks

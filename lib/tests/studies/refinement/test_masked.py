@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import counted_flops, lists, next_cities
 
 from citypaths.data.batches import batch_of
 from citypaths.judging.metrics import judge
-from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build, registered
 from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
-from citypaths.training.compute import counted_flops
 from citypaths.training.loop import TrainSettings, train
 from studies.refinement import masked, refine_masked
 from studies.refinement.masked import Masked, lowest, read_out
@@ -35,10 +34,6 @@ def model(tennessee):
 def rows(tiny_dataset):
     rows = tiny_dataset.rows("test")
     return rows.take(np.arange(0, len(rows), 16))
-
-
-def lists(found) -> list[list[int]]:
-    return [path.tolist() for path in found.paths]
 
 
 def filled(model, count: int = 3, hops: int = 9):
@@ -214,8 +209,7 @@ class Oracle(Masked):
 
     def __init__(self, graph, doubtful: bool = False) -> None:
         super().__init__(graph, slots=48, width=8, layers=1)
-        trees = shortest_path_trees(graph, np.arange(len(graph)))
-        self.onward, self.doubtful = trees.next_city.T.astype(np.int64), doubtful
+        self.onward, self.doubtful = next_cities(graph), doubtful
 
     def path(self, a: int, b: int) -> list[int]:
         way = [a]

@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from test_conductor import START, STEP, Perfect
+from toys import START, STEP, Perfect, next_cities
 
 from citypaths.decoding import LOST, Likelihood, greedy
 from citypaths.judging.ledger import COLUMNS
@@ -18,7 +18,6 @@ from citypaths.judging.methods import Method
 from citypaths.judging.metrics import judge
 from citypaths.judging.queries import Queries
 from citypaths.map.paths import Found, Paths
-from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build
 from citypaths.sizes import get_size
 from studies.refinement import figures as refine_plots
@@ -33,9 +32,7 @@ def queries(tiny_dataset):
 
 @pytest.fixture(scope="module")
 def onward(tennessee):
-    trees = shortest_path_trees(tennessee, np.arange(len(tennessee)))
-    onward = trees.next_city.T.astype(np.int64)
-    return np.where(onward < len(tennessee), onward, -1)
+    return next_cities(tennessee)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from citypaths.judging.ledger import GREAT_CIRCLE, record
+from citypaths.judging.ledger import FAMILIES, GREAT_CIRCLE, record
 from citypaths.sizes import get_size
 from studies.scoreboard import board as scoreboard
-from studies.search.exchange import SUFFIX
-from studies.search.verifying import best_of_curves
 
 
-def a_row(model: str, method: str, regime: str, flops: float, success: float, **more) -> dict:
-    row = {"model": model, "method": method, "regime": regime, "inference_flops": flops}
-    row |= {"success": success, "success_low": max(0.0, success - 0.1)}
+def a_row(model: str, method: str, family: str, flops: float, success: float, **more) -> dict:
+    row = {"model": model, "method": method, "family": family, "inference_flops": flops}
+    row |= {"success": success, "success_low": max(0.0, success - 0.1), "regime": "closed_book"}
     row |= {"success_high": min(1.0, success + 0.1), "hard_success": success / 2, "lookups": 0.0}
     return {"split": "uncontained"} | row | {"parameters": 10, "queries": 50} | more
 
@@ -23,48 +21,74 @@ def a_row(model: str, method: str, regime: str, flops: float, success: float, **
 @pytest.fixture
 def ledger(tmp_path, monkeypatch):
     monkeypatch.setenv("CITYPATHS_REPORTS", str(tmp_path))
-    tiny = get_size("tiny")
+    tiny, small, large = get_size("tiny"), {"parameters": 100}, {"parameters": 400}
+    opened = {"regime": "open_map", "study": "floors"}
     base = [
-        a_row("none", "A*", "open_map", 0.0, 1.0, lookups=40.0),
-        a_row("none", "Dijkstra", "open_map", 0.0, 1.0, lookups=90.0),
-        a_row("gru-16", "greedy", "closed_book", 5e5, 0.4, parameters=100),
-        a_row("gru-16", "beam 8", "closed_book", 4e6, 0.6, parameters=100),
-        a_row("gru-32", "greedy", "closed_book", 5e6, 0.5, parameters=400),
-        a_row("gru-16", "waterfall 1: a fix", "closed_book", 1e5, 0.1),
-        a_row("gru-16", "greedy", "closed_book", 1e5, 0.9, split="ordered"),
+        a_row("none", "A*", "graph search", 0.0, 1.0, lookups=40.0, **opened),
+        a_row("none", "Dijkstra", "graph search", 0.0, 1.0, lookups=90.0, **opened),
+        a_row("gru-16", "greedy", "greedy", 5e5, 0.4, study="decoders", **small),
+        a_row("gru-16", "beam 8", "beam", 4e6, 0.6, study="decoders", **small),
+        a_row("gru-32", "greedy", "greedy", 5e6, 0.5, study="decoders", **large),
+        a_row("gru-32", "sample", "sample", 5e6, 0.3, study="decoders", **large),
+        a_row("lstm-32", "greedy", "greedy", 6e6, 0.5, study="decoders", **large),
+        a_row("gru-16", "a fix", "greedy", 1e5, 0.1, study="waterfall"),
+        a_row("gru-16", "greedy", "greedy", 1e5, 0.9, split="ordered"),
     ]
-    again = [a_row("gru-16", "greedy", "closed_book", 7e5, 0.5, parameters=100)]
+    again = [a_row("gru-16", "greedy", "greedy", 7e5, 0.5, study="decoders", **small)]
     curve = [
-        a_row("gru-16", f"best of {n} by own", "closed_book", 0, rate, budget=n, split=split)
-        for split, rates in {
-            "uncontained": (0.3, 0.5, 0.4),
-            "uncontained, 9-12 hops": (0.2, 0.3, 0.1),
-            "uncontained, 2-8 hops": (0.5, 0.6, 0.6),
-        }.items()
+        a_row("gru-16", f"best of {n}", "best of N", 0, rate, study="curve", **what, attempts=n)
+        for what, rates in (
+            ({"verifier": "own", "subset": ""}, (0.3, 0.5, 0.4)),
+            ({"verifier": "own", "subset": "2-8 hops"}, (0.5, 0.6, 0.6)),
+            ({"verifier": "own", "subset": "9-12 hops"}, (0.2, 0.3, 0.1)),
+        )
         for n, rate in zip((1, 4, 16), rates, strict=True)
     ]
-    rung = a_row(f"gru-8{SUFFIX}", "greedy", "closed_book", 1e4, 0.2)
+    rung = a_row("gru-8", "greedy", "greedy", 1e4, 0.2, study="ladder")
+    best = {"regime": "checked", "lookups": 100.0, "attempts": 8, "verifier": "exact length"}
     record("03-rnn-baselines", tiny, 0, base)
     record("03-rnn-baselines", tiny, 1, again)
     record(
         "05-search",
         tiny,
         0,
-        [*curve, rung, a_row("gru-16", "best of 8, checked", "checked", 9e6, 0.8, lookups=100.0)],
+        [*curve, rung, a_row("gru-16", "best of 8", "best of N", 9e6, 0.8, **best)],
     )
-    record("01-city-dag", tiny, 0, [a_row("none", "greedy", "open_map", 0, 0.5)])
+    return tiny
+
+
+BOARD = ["A*", "Dijkstra", "greedy", "greedy", "greedy", "greedy", "beam 8", "best of 8", "sample"]
 
 
 def test_what_is_on_the_board(ledger):
     rows = scoreboard.recorded("tiny")
-    assert sorted(rows["method"]) == sorted(
-        ["A*", "Dijkstra", "greedy", "greedy", "greedy", "beam 8", "best of 8, checked"]
-    )
+    assert sorted(rows["method"]) == sorted(BOARD)
     assert scoreboard.recorded("tiny", seed=1)["success"].tolist() == [0.5]
     assert scoreboard.recorded("small").empty
     priced = rows.set_index(["method", "model", "seed"])["operations"]
     assert priced["A*", "none", 0] == 40 * GREAT_CIRCLE
-    assert priced["best of 8, checked", "gru-16", 0] == 9e6 + 100 * GREAT_CIRCLE
+    assert priced["best of 8", "gru-16", 0] == 9e6 + 100 * GREAT_CIRCLE
+
+
+def test_a_notebook_of_one_s_own_is_on_the_board(ledger):
+    """Its rows appear beside the others, in their family's colour, without an edit anywhere."""
+    own = a_row("mine", "my search", "tree search", 2e6, 0.7, study="my study", regime="checked")
+    learned = a_row("gru-16", "greedy", "learning", 2e6, 0.3, study="learning", share=0.1)
+    edited = a_row("mine", "roads", "memory", 2e6, 0.7, study="closures", share=0.05)
+    episode = a_row("mine", "greedy", "memory", 2e6, 0.7, study="episodes", split="episodes")
+    part = a_row("mine", "greedy", "greedy", 2e6, 0.7, subset="path hit")
+    record("42-of-my-own", ledger, 0, [own, learned, edited, episode, part])
+    rows = scoreboard.recorded("tiny")
+    mine = rows[rows["notebook"] == "42-of-my-own"]
+    assert mine["method"].tolist() == ["my search", "greedy"]
+    methods = scoreboard.best_of_each(rows)
+    shown = scoreboard.board(methods).set_index(["model", "method", "share"])
+    assert shown.loc["mine", "my search", ""]["command"] == "make run SIZE=tiny # 42-of-my-own"
+    assert shown.loc["gru-16", "greedy", "10%"]["success"] == "30.0 % (20.0-40.0)"
+    fig = scoreboard.axes_of_compute(methods)
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert names == [name for name in FAMILIES if name in set(methods["family"])]
+    assert {"tree search", "learning"} <= set(names)
 
 
 def test_seeds_are_averaged_and_their_range_told(ledger):
@@ -76,14 +100,16 @@ def test_seeds_are_averaged_and_their_range_told(ledger):
     single = table.loc["gru-16", "beam 8"]
     assert (single["low"], single["high"]) == pytest.approx((0.5, 0.7)) and single["seeds"] == 1
     rounds = [
-        a_row("masked", "masked", "closed_book", 1e6 * n, 0.3 + n / 10, budget=n) for n in (1, 2)
+        a_row("masked", "masked", "refinement", 1e6 * n, 0.3 + n / 10, rounds=n) for n in (1, 2)
     ]
-    same = [a_row("gru-16", "beam 8", "closed_book", 3e6, 0.9, queries=20)]
-    record("06-iterative-refinement", get_size("tiny"), 0, rounds + same)
+    same = [a_row("gru-16", "beam 8", "beam", 3e6, 0.9, queries=20)]
+    looped = [a_row("looped", "greedy", "more loops", 1e6 * n, n / 10, loops=n) for n in (1, 4)]
+    record("06-iterative-refinement", ledger, 0, rounds + same + looped)
     more = scoreboard.best_of_each(scoreboard.recorded("tiny")).set_index(["model", "method"])
-    assert more.loc[("masked", "masked"), "success"] == 0.5  # after the last round
-    assert more.loc[("gru-16", "beam 8"), "success"] == 0.6  # of more queries
-    shown = scoreboard.board(table.reset_index().assign(size="tiny")).set_index(["model", "method"])
+    assert more.loc[[("masked", "masked")], "success"].tolist() == [0.5]  # after the last round
+    assert more.loc[[("gru-16", "beam 8")], "success"].tolist() == [0.6]  # of more queries
+    assert more.loc[[("looped", "greedy")], "success"].tolist() == [0.1, 0.4]  # a dial, not rounds
+    shown = scoreboard.board(table.reset_index()).set_index(["model", "method"])
     assert shown.loc["gru-16", "greedy"]["success"] == "45.0 % (40.0-50.0)"
     assert shown.loc["none", "A*"]["command"] == "make run SIZE=tiny # 03-rnn-baselines"
 
@@ -103,45 +129,27 @@ def test_the_frontier_by_brute_force():
     assert kept["success"].is_monotonic_increasing and kept["operations"].is_monotonic_increasing
 
 
-def test_curves_and_where_they_turn(ledger):
-    curves = best_of_curves(scoreboard.curve_rows("tiny"))
-    assert list(curves) == ["2-8", "9-12"]
-    assert curves["9-12"]["own"].to_dict() == {1: 0.2, 4: 0.3, 16: 0.1}
-    turn = scoreboard.overshoot(curves)
-    assert turn.loc[("9-12", "own"), "best N"] == 4
-    assert turn.loc[("9-12", "own"), "lost at most"] == pytest.approx(0.2)
-    assert turn.loc[("2-8", "own"), "lost at most"] == 0
+def test_where_curves_turn(ledger):
+    turn = scoreboard.overshoot(scoreboard.of_study("tiny", "curve"))
+    assert turn.index.tolist() == [("2-8 hops", "own"), ("9-12 hops", "own")]
+    assert turn.loc[("9-12 hops", "own"), "best N"] == 4
+    assert turn.loc[("9-12 hops", "own"), "lost at most"] == pytest.approx(0.2)
+    assert turn.loc[("2-8 hops", "own"), "lost at most"] == 0
 
 
 def test_rows_for_the_exchange_rate(ledger):
-    assert scoreboard.ladder_rows("tiny")["method"].tolist() == ["greedy"]
-    assert set(scoreboard.baseline_rows("tiny")["model"]) == {"gru-16", "gru-32"}
-
-
-@pytest.mark.parametrize(
-    ("method", "kind"),
-    [
-        ("A*, learned quantile 0.1", "graph search"),
-        ("tree search 16, learned value", "tree search"),
-        ("beam 16 by value", "tree search"),
-        ("best of 64, checked", "best of N"),
-        ("stitched 64", "best of N"),
-        ("beam 8, checked", "beam"),
-        ("greedy, 4 loops", "more loops"),
-        ("greedy, checked", "greedy or sample"),
-        ("stitched hops", "graph search"),
-        ("random walk", "graph search"),
-    ],
-)
-def test_families(method, kind):
-    assert scoreboard.family(method) == kind
+    assert scoreboard.of_study("tiny", "ladder")["method"].tolist() == ["greedy"]
+    rows = scoreboard.baselines("tiny")
+    assert set(rows["model"]) == {"gru-16", "gru-32"} and "sample" not in set(rows["method"])
 
 
 def test_words_and_figure(ledger):
-    methods = scoreboard.best_of_each(scoreboard.recorded("tiny")).assign(size="tiny")
+    methods = scoreboard.best_of_each(scoreboard.recorded("tiny"))
     fronts = {r: scoreboard.frontier(p, "hard_success") for r, p in methods.groupby("regime")}
     said = scoreboard.tops(fronts).splitlines()
     assert said[-1] == "open-map: A* solves 50.0% of the hard queries with 1.2 k operations."
     fig = scoreboard.axes_of_compute(methods)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[:3]]
-    assert titles == ["closed-book", "checked", "open-map"]
+    best = ["gru-16, beam 8", "gru-16, best of 8", "A*"]
+    kinds = ("closed-book", "checked", "open-map")
+    assert titles == [f"{kind}\nbest: {name}" for kind, name in zip(kinds, best, strict=True)]

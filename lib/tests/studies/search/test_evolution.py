@@ -12,34 +12,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_search import START, STEP, lists, markov
+from toys import START, STEP, Recorder, distinct_hops, kilometres, lists, markov
 
-from citypaths.decoding import Budget, PathLength, sample
+from citypaths.decoding import PathLength, sample
 from citypaths.map.graph import build_graph
-from studies.search import evolve, generations_of, variation
-from studies.search.spending import Spending
-from studies.search.variation import first_of_each, joined, segments, shared_city
+from citypaths.map.paths import Paths
+from studies.search import evolution
+from studies.search.evolution import (
+    Evolution,
+    evolve,
+    first_of_each,
+    joined,
+    segments,
+    shared_city,
+)
 
 WIDTH = 6
 rows_of_ids = st.lists(st.lists(st.integers(0, 3), max_size=WIDTH), min_size=1, max_size=6)
-
-
-class Recorder:
-    """Judges paths by kilometres as the exact verifier does, and remembers every path it scored."""
-
-    def __init__(self, graph, flops: float = 0.0) -> None:
-        self.exact, self.cost, self.rounds = PathLength(graph), flops, []
-
-    def score(self, source, target, paths):
-        ends = zip(source.tolist(), target.tolist(), strict=True)
-        self.rounds.append(list(zip(ends, (tuple(p.tolist()) for p in paths), strict=True)))
-        return self.exact.score(source, target, paths)
-
-    def flops(self, paths):
-        return self.cost * paths.lengths
-
-    def lookups(self, paths):
-        return self.exact.lookups(paths)
 
 
 class Hops(Recorder):
@@ -74,20 +63,12 @@ def draws(monkeypatch):
         made.append(sample(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(variation, "sample", recording)
+    monkeypatch.setattr(evolution, "sample", recording)
     return made
 
 
 def padded(rows) -> np.ndarray:
     return np.array([row + [-1] * (WIDTH - len(row)) for row in rows])
-
-
-def kilometres(graph, source, target, found) -> np.ndarray:
-    return PathLength(graph).score(np.asarray(source), np.asarray(target), found.paths)
-
-
-def distinct_hops(paths) -> int:
-    return len({hop for path in paths for hop in pairwise(path)})
 
 
 # Operators
@@ -151,37 +132,26 @@ def test_first_of_each_is_a_set(queries):
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(rows_of_ids, min_size=2, max_size=2), min_size=1, max_size=4))
-def test_a_hop_is_new_once_a_query(rounds):
-    account, known = Spending(2, 4, Budget()), [set(), set()]
-    for both in rounds:
-        size = max(map(len, both))
-        paths = np.stack([padded(q + [[]] * (size - len(q))) for q in both])
-        flags = account.unseen(np.arange(2), paths)
-        for q, n, t in np.ndindex(*flags.shape):
-            hop = tuple(paths[q, n, t : t + 2].tolist())
-            assert flags[q, n, t] == (min(hop) >= 0 and hop not in known[q])
-            known[q] |= {hop} if min(hop) >= 0 else set()
+@given(st.lists(st.tuples(st.integers(0, 1), rows_of_ids), min_size=1, max_size=4))
+def test_a_hop_is_looked_up_once_a_query(eight, rounds):
+    account = Evolution(markov(8, 0), [0, 1], [0, 1], 7, 1, PathLength(eight), None, 0)
+    known = [set(), set()]
+    for query, rows in rounds:
+        account.look_up(np.full(len(rows), query), padded(rows))
+        known[query] |= {hop for row in rows for hop in pairwise(row)}
+    assert account.found().lookups.tolist() == [len(hops) for hops in known]
 
 
-costs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=3)
-
-
-@settings(deadline=None)
-@given(st.lists(costs, min_size=1, max_size=5), st.integers(0, 40), st.integers(0, 40))
-def test_pay_stops_before_it_exceeds(rounds, flops, lookups):
-    account = Spending(2, 4, Budget(flops, lookups))
-    spent, going = [0, 0], True
-    for costs in rounds:
-        array = np.array(costs, float)[None]
-        paid = account.pay(np.array([1]), array[..., 0], array[..., 1])[0]
-        for cost, was_paid in zip(costs, paid, strict=True):
-            total = [a + b for a, b in zip(spent, cost, strict=True)]
-            going = going and total[0] <= flops and total[1] <= lookups
-            spent = total if going else spent
-            assert was_paid == going
-        assert [account.flops[1], account.lookups[1]] == spent and account.going[1] == going
-    assert account.flops[0] == account.lookups[0] == 0 and account.going[0]
+def generations_of(
+    model, source, target, hops, *, fitness, population=16, generations=8, checked_by=None, seed=0
+):
+    """What was found after the first draw and after each generation."""
+    paths = Evolution(model, source, target, hops, population, fitness, checked_by, seed)
+    founds = [paths.found()]
+    for _ in range(generations):
+        paths.advance()
+        founds.append(paths.found())
+    return founds
 
 
 # Evolution
@@ -230,7 +200,7 @@ def test_the_survivors_are_the_best_and_no_child_equals_one(eight, pairs):
         for query, paths in born.items():
             assert len(set(alive[query] + paths)) == len(alive[query] + paths)
             both = np.array([query] * len(alive[query] + paths)).T
-            km = fitness.exact.score(*both, variation.Paths.from_lists(alive[query] + paths))
+            km = fitness.exact.score(*both, Paths.from_lists(alive[query] + paths))
             order = np.argsort(km, kind="stable")[:size]
             alive[query] = [(alive[query] + paths)[n] for n in order]
         for query, path in zip(zip(*pairs, strict=True), lists(found), strict=True):
@@ -247,7 +217,8 @@ def test_a_path_that_does_not_arrive_ranks_below_every_one_that_does(eight, pair
         assert path[0] == query[0] and ((path[-1] == query[1]) == (query in arrived))
 
 
-def test_splices_alone_join_the_good_halves_of_two_parents_and_ask_no_model(place):
+def test_splices_alone_join_the_good_halves_of_two_parents_and_ask_no_model(place, monkeypatch):
+    monkeypatch.setattr(evolution, "MIX", (0, 0, 1))
     lat, lon = (0, 0.05, -0.07, 0, 0.05, -0.07, 0), (0, 0.09, 0.09, 0.18, 0.27, 0.27, 0.36)
     points = list(zip(lat, lon, strict=True))
     graph = build_graph(place(points), 13)
@@ -256,7 +227,7 @@ def test_splices_alone_join_the_good_halves_of_two_parents_and_ask_no_model(plac
     n = 40
     founds = generations_of(
         markov(7, 0, 0.0), [0] * n, [6] * n, 6, fitness=PathLength(graph), checked_by=graph,
-        population=3, generations=6, mix=(0, 0, 1),
+        population=3, generations=6,
     )  # fmt: skip
     first, last = lists(founds[0]), lists(founds[-1])
     assert first.count([0, 1, 3, 4, 6]) < last.count([0, 1, 3, 4, 6])
@@ -265,8 +236,9 @@ def test_splices_alone_join_the_good_halves_of_two_parents_and_ask_no_model(plac
 
 
 @pytest.mark.parametrize("mix", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_every_operator_alone_improves(eight, pairs, mix):
-    options = {"population": 6, "generations": 8, "mix": mix, "checked_by": eight}
+def test_every_operator_alone_improves(eight, pairs, mix, monkeypatch):
+    monkeypatch.setattr(evolution, "MIX", np.cumsum(mix))
+    options = {"population": 6, "generations": 8, "checked_by": eight}
     founds = generations_of(markov(8, 1, 0.5), *pairs, 7, fitness=PathLength(eight), **options)
     before, after = (kilometres(eight, *pairs, found) for found in (founds[0], founds[-1]))
     assert (after < before).sum() > 3
@@ -304,35 +276,12 @@ def test_a_learned_fitness_looks_nothing_up(eight, pairs):
 
 
 def test_one_path_and_no_generation_is_sampling(eight, pairs, draws):
-    options = {"population": 1, "generations": 0, "temperature": 0.7, "seed": 4}
+    options = {"population": 1, "generations": 0, "seed": 4}
     found = evolve(markov(8, 2), *pairs, 7, fitness=Hops(eight), checked_by=eight, **options)
     assert len(draws) == 1 and lists(found) == lists(draws[0])
     assert (found.flops == draws[0].flops).all()
     hops = np.array([len(p) - 1 - distinct_hops([p]) for p in lists(found)])
     assert (found.lookups == draws[0].lookups - hops).all()
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 600), st.integers(0, 120), st.booleans())
-def test_budgets(eight, pairs, flops, lookups, checked):
-    model, fitness = markov(8, 2, 0.5), PathLength(eight)
-    options = {"population": 3, "generations": 3, "checked_by": eight if checked else None}
-    free = generations_of(model, *pairs, 7, fitness=fitness, **options)
-    budget = Budget(flops, lookups)
-    founds = generations_of(model, *pairs, 7, fitness=fitness, budget=budget, **options)
-    for found in founds:
-        assert (found.flops <= flops).all() and (found.lookups <= lookups).all()
-    within = (free[0].flops <= flops) & (free[0].lookups <= lookups)
-    for i in np.flatnonzero(within):
-        assert founds[0].paths[i].tolist() == free[0].paths[i].tolist()
-        assert founds[0].flops[i] == free[0].flops[i] > -1
-    for i in np.flatnonzero(~within):
-        assert founds[0].flops[i] == founds[-1].flops[i], "a query that stopped stays where it is"
-
-
-def test_nothing_to_spend_is_the_source_alone(eight):
-    found = evolve(markov(8, 2), [1, 3], [5, 3], 7, fitness=Hops(eight), budget=Budget(flops=STEP))
-    assert lists(found) == [[1], [3]] and found.flops.tolist() == [0, 0]
 
 
 # Edges of the interface
@@ -367,16 +316,9 @@ def test_argument_errors(eight):
     model, options = markov(8, 0), {"fitness": PathLength(eight)}
     with pytest.raises(ValueError, match="population is at least 1"):
         evolve(model, [0], [1], 4, population=0, **options)
-    with pytest.raises(ValueError, match="generations at least 0"):
-        evolve(model, [0], [1], 4, generations=-1, **options)
-    for mix in ((0, 0, 0), (1, -1, 1), (1, 1)):
-        with pytest.raises(ValueError, match="mix is three chances"):
-            evolve(model, [0], [1], 4, mix=mix, **options)
     with pytest.raises(ValueError, match="max_hops is at least 1"):
         evolve(model, [0], [1], 0, **options)
     with pytest.raises(ValueError, match="2 sources but 1 targets"):
         evolve(model, [0, 1], [1], 4, **options)
-    with pytest.raises(ValueError, match="temperature is above 0"):
-        evolve(model, [0], [1], 4, temperature=0, **options)
     with pytest.raises(TypeError, match="widht"):
         evolve(model, [0], [1], 4, widht=3, **options)

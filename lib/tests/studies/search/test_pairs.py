@@ -9,8 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from toys import ExactValue, counted_flops, same
 
 from citypaths.data.batches import Batch, batch_of
 from citypaths.decoding import LOST
@@ -18,11 +17,14 @@ from citypaths.map.graph import jittered, rounded
 from citypaths.map.paths import Paths
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import build, registered
-from citypaths.training.compute import counted_flops, training_flops
-from citypaths.training.loop import TrainSettings, _Run, load_trained, train
-from studies.search import CostToGo, Doubt, ExactValue, HopsToGo, Inconsistency
+from citypaths.training.checkpoints import load_trained
+from citypaths.training.loop import TrainSettings, _Run, train, training_flops
+from studies.search import pairs as pairs_module
+from studies.search.energies import Doubt, Inconsistency
+from studies.search.pairs import MOST_HOPS, CostToGo, HopsToGo
+from studies.search.study import a_star
 
-SMALL = {"width": 16, "inner": 16}
+SMALL = {"width": 32}
 QUANTILES = (None, 0.05, 0.3, 0.5, 0.9)
 
 
@@ -49,7 +51,7 @@ def value(tennessee):
 @pytest.fixture(scope="module")
 def reach(tennessee):
     torch.manual_seed(1)
-    return wild(HopsToGo(tennessee, most=9, **SMALL))
+    return wild(HopsToGo(tennessee, **SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def trained(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     settings = TrainSettings(steps=200, batch_tokens=1024, evaluations=1)
     return {
-        name: (train(name, tiny_dataset, folder / name, settings, {"width": 32}), folder / name)
+        name: (train(name, tiny_dataset, folder / name, settings, {}), folder / name)
         for name in ("value", "reach")
     }
 
@@ -72,7 +74,7 @@ def some_pairs(graph, count: int = 200, seed: int = 0) -> tuple[torch.Tensor, to
 
 
 def test_probabilities_sum_to_one(network, tennessee):
-    p = network.distribution(*some_pairs(tennessee))
+    p = network(*some_pairs(tennessee)).softmax(-1)
     assert (p >= 0).all() and p.std(0).max() > 0.01
     torch.testing.assert_close(p.sum(-1), torch.ones(len(p)))
 
@@ -81,11 +83,11 @@ def test_probabilities_sum_to_one(network, tennessee):
 def test_togo_is_at_least_the_great_circle_and_0_at_the_target(value, tennessee, quantile):
     city, target = some_pairs(tennessee)
     with torch.no_grad():
-        togo = value.togo(city, target, quantile).numpy()
+        togo = value.at(quantile).togo(city, target).numpy()
         straight = tennessee.distance_km(city.numpy(), target.numpy())
         assert (togo >= straight * (1 - 1e-6)).all() and (togo > 1.01 * straight).any()
         assert (togo <= straight * (1 + 4) * (1 + 1e-6)).all()
-        assert (value.togo(city, city, quantile) == 0).all()
+        assert (value.at(quantile).togo(city, city) == 0).all()
 
 
 def test_straight_km_are_the_graphs(value, tennessee):
@@ -98,86 +100,84 @@ def test_straight_km_are_the_graphs(value, tennessee):
 def test_the_mean_and_the_quantiles_are_those_of_the_distribution(value, tennessee):
     city, target = some_pairs(tennessee)
     with torch.no_grad():
-        p, support = value.distribution(city, target).double().numpy(), value.support.numpy()
+        p, support = value(city, target).softmax(-1).double().numpy(), value.support.numpy()
         np.testing.assert_allclose(value.excess(city, target), p @ support, rtol=1e-4)
         middle = np.cumsum(p, -1) - p / 2
         for quantile in QUANTILES[1:]:
             expected = [np.interp(quantile, row, support) for row in middle]
             np.testing.assert_allclose(
-                value.excess(city, target, quantile), expected, rtol=2e-3, atol=1e-4
+                value.at(quantile).excess(city, target), expected, rtol=2e-3, atol=1e-4
             )
 
 
 def test_quantiles_rise(value, tennessee):
     city, target = some_pairs(tennessee)
     with torch.no_grad():
-        rows = [value.togo(city, target, q / 20) for q in range(1, 20)]
+        rows = [value.at(q / 20).togo(city, target) for q in range(1, 20)]
     assert all((low <= high + 1e-3).all() for low, high in pairwise(rows))
     assert (rows[-1] > 1.1 * rows[0]).any()
 
 
-def test_a_quantile_of_its_own(tennessee, value):
-    pair = some_pairs(tennessee)
-    torch.manual_seed(5)
-    low = CostToGo(tennessee, quantile=0.2, **SMALL)
-    other = value.at(0.2)
-    assert torch.equal(low.togo(*pair), low.togo(*pair, 0.2))
-    assert torch.equal(other.togo(*pair), value.togo(*pair, 0.2))
-    assert torch.equal(other.table(pair[1][:3]), value.table(pair[1][:3], 0.2))
-    assert other.flops_per_call == value.flops_per_call and other.device == value.device
+def test_a_quantile_shares_the_weights(tennessee, value):
+    pair, low = some_pairs(tennessee), value.at(0.2)
+    assert all(a is b for a, b in zip(low.parameters(), value.parameters(), strict=True))
+    assert value.quantile is None and not torch.equal(low.togo(*pair), value.togo(*pair))
+    assert low.flops_per_call == value.flops_per_call and low.device == value.device
 
 
 def test_within_k_hops_rises_to_ever(reach, tennessee):
     city, target = some_pairs(tennessee)
     with torch.no_grad():
-        chances = torch.stack([reach.within(city, target, k) for k in range(12)])
-        p = reach.distribution(city, target)
-    away = city != target
+        chances = [reach.log_within(city, target, k).exp() for k in range(MOST_HOPS + 3)]
+        p = reach(city, target).softmax(-1)
+    chances, away = torch.stack(chances), city != target
     assert (chances.diff(dim=0) >= -1e-6).all() and (chances <= 1).all()
     assert (chances[0][away] == 0).all() and (chances[:, ~away] == 1).all()
     for k in (1, 4, 8):
         torch.testing.assert_close(chances[k][away], p[away, :k].sum(-1))
-    for k in (9, 11):
+    for k in (MOST_HOPS, MOST_HOPS + 2):
         torch.testing.assert_close(chances[k][away], 1 - p[away, -1])
     each = torch.arange(len(city)) % 5
-    torch.testing.assert_close(
-        reach.within(city, target, each), chances[each, torch.arange(len(city))]
-    )
+    at = reach.log_within(city, target, each).exp()
+    torch.testing.assert_close(at, chances[each, torch.arange(len(city))])
 
 
 # Tables and operations
 
 
-def test_tables_are_the_pairwise_calls(value, reach, tennessee):
-    targets = torch.tensor([5, 0, 5, len(tennessee) - 1])
-    for table, call in (
-        (value.table(targets), value.togo),
-        (value.table(targets, 0.3), lambda c, t: value.togo(c, t, 0.3)),
-        (reach.table(targets, 3), lambda c, t: reach.within(c, t, 3)),
-    ):
-        assert table.shape == (4, len(tennessee)) and not table.requires_grad
+def test_tables_are_the_pairwise_calls(value, tennessee):
+    targets = np.array([5, 0, 5, len(tennessee) - 1])
+    for quantile in (None, 0.3):
+        network = value.at(quantile)
+        table = network.table(targets)
+        assert table.shape == (4, len(tennessee))
         for row, target in zip(table, targets, strict=True):
             for city in range(0, len(tennessee), 37):
                 with torch.no_grad():
-                    one = call(torch.tensor([city]), target[None])[0]
-                assert row[city].item() == pytest.approx(one.item(), rel=1e-4, abs=1e-6)
-    assert value.table(torch.zeros(0, dtype=torch.long)).shape == (0, len(tennessee))
+                    one = network.togo(torch.tensor([city]), torch.tensor([target]))[0]
+                assert row[city] == pytest.approx(one.item(), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 3])
-def test_operations_are_those_that_torch_counts(tennessee, layers):
+def test_a_star_asks_by_the_table(value, tennessee, monkeypatch):
+    source, target = (x[:60] for x in np.triu_indices(12, 1))
+    whole = a_star(tennessee, source, target, 0, value=value)
+    monkeypatch.setattr(pairs_module, "AT_ONCE", 1)
+    same(a_star(tennessee, source, target, 0, value=value), whole)
+    assert (whole.flops % value.flops_per_call == 0).all() and whole.flops.max() > 0
+
+
+def test_operations_are_those_that_torch_counts(tennessee):
     city, target = some_pairs(tennessee, 50)
     for name in ("value", "reach"):
-        network = build(name, tennessee, layers=layers, **SMALL)
-        counted = counted_flops(lambda net=network: net.distribution(city, target))
+        network = build(name, tennessee, **SMALL)
+        counted = counted_flops(lambda net=network: net(city, target))
         assert counted == 50 * network.flops_per_call > 0
-    value = CostToGo(tennessee, layers=layers, **SMALL)
+    value = CostToGo(tennessee, **SMALL)
     for quantile in (None, 0.3):
-        counted = counted_flops(lambda q=quantile: value.togo(city, target, q))
+        counted = counted_flops(lambda q=quantile: value.at(q).togo(city, target))
         assert counted == 50 * value.flops_per_call
-    assert counted_flops(lambda: value.table(target[:2])) == 2 * len(tennessee) * (
-        value.flops_per_call
-    )
+    counted = counted_flops(lambda: value.table(target[:2].numpy()))
+    assert counted == 2 * len(tennessee) * value.flops_per_call
 
 
 @pytest.mark.parametrize("name", ["value", "reach"])
@@ -195,7 +195,8 @@ def test_operations_of_training(tiny_dataset, name):
 @pytest.mark.parametrize("inside", [0.0, 0.5, 1.0])
 def test_pairs_are_spans_of_the_paths(tiny_dataset, inside):
     graph, rows = tiny_dataset.graph, tiny_dataset.rows("valid").take(np.arange(80))
-    network = CostToGo(graph, inside=inside, **SMALL)
+    network = CostToGo(graph, **SMALL)
+    network.inside = inside
     pairs = network.train().pairs(batch_of(rows))
     shorter = 0
     for i, path in enumerate(rows.paths):
@@ -274,9 +275,9 @@ def test_reach_tells_edges_and_dead_ends_apart(trained, tiny_dataset):
     reachable = trees.reachable[city.numpy(), target.numpy()]
     a, b = torch.as_tensor(graph.edge_sources), torch.as_tensor(graph.indices)
     with torch.no_grad():
-        ever = reach.within(city, target, reach.most).numpy()
+        ever = reach.log_within(city, target, MOST_HOPS).exp().numpy()
         assert ever[reachable].mean() > 0.9 and ever[~reachable].mean() < 0.1
-        edges, others = reach.within(a, b, 1).mean(), reach.within(city, target, 1).mean()
+        edges, others = (reach.log_within(*ids, 1).exp().mean() for ids in ((a, b), (city, target)))
     assert edges > 0.5 and others < 0.1
 
 
@@ -286,7 +287,7 @@ def test_quantiles_cover_about_their_share(trained, tiny_dataset):
     network = trained["value"][0].model
     with torch.no_grad():
         below = [
-            (rows.km < network.togo(source, target, q).numpy()).mean() for q in (0.1, 0.5, 0.9)
+            (rows.km < network.at(q).togo(source, target).numpy()).mean() for q in (0.1, 0.5, 0.9)
         ]
     assert below[0] < 0.35 < below[1] < 0.75 < below[2]
 
@@ -367,11 +368,8 @@ def test_a_shortcut_that_is_no_edge_has_energy(optimal, tennessee):
     source, target = rows.source[keep], rows.target[keep]
     jump = Paths.from_lists(np.stack([source, target], 1).tolist())
     gain = rows.km[keep] - tennessee.distance_km(source, target)
-    for weight in (0.0, 1.0, 3.0):
-        energy = Inconsistency(exact, tennessee, weight).score(source, target, jump)
-        np.testing.assert_allclose(energy, weight * gain, atol=1e-5)
-    with pytest.raises(ValueError, match="shortcuts weigh 0 or more"):
-        Inconsistency(exact, tennessee, -1.0)
+    energy = Inconsistency(exact, tennessee).score(source, target, jump)
+    np.testing.assert_allclose(energy, gain, atol=1e-5)
 
 
 def test_doubt_is_the_plain_sum(reach, optimal):
@@ -382,8 +380,7 @@ def test_doubt_is_the_plain_sum(reach, optimal):
             path, total = rows.paths[i].tolist(), 0.0
             for t, (a, b) in enumerate(pairwise(path)):
                 ids = torch.tensor([[a, a], [b, path[-1]]])
-                within = reach.within(*ids, torch.tensor([1, len(path) - 1 - t]))
-                total -= float(within.double().log().sum())
+                total -= float(reach.log_within(*ids, torch.tensor([1, len(path) - 1 - t])).sum())
             assert energy[i] == pytest.approx(total, rel=1e-4)
 
 
@@ -407,17 +404,15 @@ def test_trained_energies_prefer_the_shortest_path(trained, optimal, tennessee):
 
 
 def test_paths_that_lead_elsewhere_are_lost(value, reach, tennessee):
-    paths = Paths.from_lists([[0, 1], [0, 2], [1, 2], [], [0, 9999, 1], [0, -1, 1], [3]])
-    source, target = np.array([0, 0, 0, 0, 0, 0, 3]), np.array([1, 1, 2, 1, 1, 1, 3])
+    paths = Paths.from_lists([[0, 1], [0, 2], [1, 2], [], [3]])
+    source, target = np.array([0, 0, 0, 0, 3]), np.array([1, 1, 2, 1, 3])
     for scorer in (Inconsistency(value, tennessee), Doubt(reach)):
         energy = scorer.score(source, target, paths)
-        assert (energy < LOST).tolist() == [True, *[False] * 5, True]
-        assert (energy[1:6] == LOST).all() and energy[6] == 0
-        assert scorer.flops(paths).tolist()[3] == scorer.flops(paths).tolist()[6] == 0
-        assert scorer.lookups(paths).tolist() == [0] * 7
+        assert (energy < LOST).tolist() == [True, *[False] * 3, True]
+        assert (energy[1:4] == LOST).all() and energy[4] == 0
+        assert scorer.flops(paths).tolist()[3] == scorer.flops(paths).tolist()[4] == 0
+        assert scorer.lookups(paths).tolist() == [0] * 5
         assert len(scorer.score(source[:0], target[:0], paths.take([]))) == 0
-        with pytest.raises(ValueError, match="7 paths"):
-            scorer.score(source[:3], target[:3], paths)
 
 
 def test_operations_of_the_energies(value, reach, tennessee, optimal):
@@ -439,23 +434,7 @@ def test_lengths_off_the_great_circle_are_refused(tennessee):
     HopsToGo(replace(tennessee, km=tennessee.km * (1 + 1e-9)))
 
 
-def test_settings_out_of_range(chain):
-    with pytest.raises(ValueError, match="inside is a share"):
-        CostToGo(chain, inside=1.5)
-    with pytest.raises(ValueError, match="at least 2 bins"):
-        CostToGo(chain, bins=1)
-    with pytest.raises(ValueError, match="most is at least 1 hop"):
-        HopsToGo(chain, most=0)
-    for quantile in (0.0, 1.0, -3.0):
-        with pytest.raises(ValueError, match="a quantile is between 0 and 1"):
-            CostToGo(chain, quantile=quantile)
-        with pytest.raises(ValueError, match="a quantile is between 0 and 1"):
-            CostToGo(chain).togo(torch.tensor([0]), torch.tensor([1]), quantile)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(2, 80), st.floats(1e-4, 0.1), st.floats(0.5, 9))
-def test_supports_rise_from_0_to_most(chain, bins, finest, most):
-    support = CostToGo(chain, bins=bins, finest=finest, most=most, width=4, inner=4).support
-    assert support[0] == 0 and support[-1] == pytest.approx(most, rel=1e-4)
+def test_supports_rise_from_0_to_the_longest(chain):
+    support = CostToGo(chain).support
+    assert support[0] == 0 and support[-1] == pytest.approx(pairs_module.LONGEST, rel=1e-4)
     assert (support.diff() > 0).all() and (support.diff().diff() > -1e-5).all()

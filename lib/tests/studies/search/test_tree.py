@@ -1,4 +1,4 @@
-"""Lookahead, beams by value and tree search: shortest where they should be, counted by hand."""
+"""Beams by value and tree search: shortest where they should be, counted by hand."""
 
 from __future__ import annotations
 
@@ -10,29 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_search import START, STEP, lists, markov
+from toys import START, STEP, ExactValue, counted_flops, lists, markov, same, spent
 
 from citypaths.data.batches import Batch
-from citypaths.decoding import Budget
 from citypaths.map.graph import CityGraph, build_graph
+from citypaths.map.paths import Found
 from citypaths.models import build
-from citypaths.training.compute import counted_flops
-from studies.search import (
-    ExactValue,
-    GreatCircle,
-    LatentWorld,
-    MapWorld,
-    beam_with_value,
-    lookahead,
-    mcts,
-)
-from studies.search.tree import grown
-from studies.search.worlds import Purse, enter
+from studies.search import tree, worlds
+from studies.search.tree import beam_with_value, grown, mcts
+from studies.search.worlds import LatentWorld, MapWorld, enter
 
 COST, ASK = 5, START + STEP  # operations of a value, and of asking `Markov` from a city
 SEARCHES = {
-    "lookahead": lookahead,
-    "greedy by value": partial(lookahead, depth=1, breadth=1),
     "beam": beam_with_value,
     "narrow beam": partial(beam_with_value, width=1),
     "mcts": mcts,
@@ -82,14 +71,6 @@ def kilometres(graph: CityGraph, target, found) -> np.ndarray:
     assert all((at >= 0).all() for at in hops)
     km = [graph.mm[at].sum() / 1e6 if len(at) else 0.0 for at in hops]
     return np.where([p[-1] for p in found.paths] == np.asarray(target), km, np.inf)
-
-
-def spent(found) -> list[tuple]:
-    return [tuple(row) for row in np.stack([found.flops, found.lookups, found.expansions], 1)]
-
-
-def same(a, b) -> None:
-    assert lists(a) == lists(b) and spent(a) == spent(b)
 
 
 @pytest.fixture(scope="module", params=["eastward", "two_way"])
@@ -151,13 +132,14 @@ def test_the_exact_value_finds_a_shortest_path(random_graph, search):
         np.testing.assert_allclose(kilometres(graph, target, found), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [Costly, GreatCircle], ids=["exact", "great circle"])
-def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value):
+@pytest.mark.parametrize("value", [Costly, lambda _: None], ids=["exact", "great circle"])
+def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1.0)
     graph, (source, target) = random_graph, every_pair(random_graph)
     world = MapWorld(graph, markov(len(graph), 1, 3.0), value(graph))
     km, costs = [], []
     for n in (1, 2, 4, 8, 64):
-        found = mcts(world, source, target, 9, simulations=n, c_puct=1.0)
+        found = mcts(world, source, target, 9, simulations=n)
         km.append(kilometres(graph, target, found))
         costs.append(found.expansions)
     assert all((b <= a).all() for a, b in pairwise(km))
@@ -168,11 +150,12 @@ def test_more_simulations_never_hurt_and_end_at_the_shortest(random_graph, value
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_simulation_without_a_value_follows_the_policy(random_graph, seed):
+def test_one_simulation_without_a_value_follows_the_policy(random_graph, seed, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1000000.0)
     graph, (source, target) = random_graph, every_pair(random_graph)
     model, nothing = markov(len(graph), seed), Costly(graph, [0.0] * len(graph))
     world = MapWorld(graph, model, nothing)
-    found = mcts(world, source, target, 9, simulations=1, c_puct=1e6)
+    found = mcts(world, source, target, 9, simulations=1)
     seen = 0
     for path, goal in zip(lists(found), target, strict=True):
         near = graph.indices[graph.indptr[path[0]] : graph.indptr[path[0] + 1]]
@@ -191,77 +174,54 @@ def test_counts_on_a_chain(chain):
     queries = [0, 2, 4, 4], [4, 3, 4, 0]
     ways = [[0, 1, 2, 3, 4], [2, 3], [4], [4]]
     once = [(4 * COST, 4, 4), (COST, 1, 1), (0, 0, 0), (0, 0, 1)]
-    for name in ("greedy by value", "beam", "narrow beam"):
+    for name in ("beam", "narrow beam"):
         found = SEARCHES[name](world, *queries, 4)
         assert spent(found) == once and lists(found) == ways, name
-    twice = lookahead(world, *queries, 4, depth=2)
-    assert spent(twice)[0] == (7 * COST, 7, 7), "two roads before each hop but the last"
     found = mcts(policy, *queries, 4)
     asked = [(f + ASK * n, looked, n) for f, looked, n in once]
     assert spent(found) == asked and lists(found) == ways
 
 
-def test_counts_where_ways_meet(diamond):
+def test_counts_where_ways_meet(diamond, monkeypatch):
     exact = MapWorld(diamond, markov(5, 0, 0.0), Costly(diamond))
-    assert spent(beam_with_value(exact, [0], [4], 4, width=2)) == [(5 * COST, 5, 4)]
-    assert spent(beam_with_value(exact, [0], [4], 4, width=1)) == [(4 * COST, 4, 3)]
+    alone = MapWorld(diamond, None, Costly(diamond))
+    assert spent(beam_with_value(alone, [0], [4], 4, width=2)) == [(5 * COST, 5, 4)]
+    assert spent(beam_with_value(alone, [0], [4], 4, width=1)) == [(4 * COST, 4, 3)]
     for n in (1, 9):  # by great circle city 1 cannot be on a shorter way: the search ends
         found = mcts(exact, [0], [4], 4, simulations=n)
         assert spent(found) == [(4 * COST + 3 * ASK, 4, 3)] and lists(found) == [[0, 2, 3, 4]]
     wrong = MapWorld(diamond, markov(5, 0, 0.0), Costly(diamond, [0.0, 0.0, 40.0, 0.0, 0.0]))
-    first = mcts(wrong, [0], [4], 4, simulations=1, c_puct=0.0)
+    monkeypatch.setattr(tree, "PRIOR", 0.0)
+    first = mcts(wrong, [0], [4], 4, simulations=1)
     assert spent(first) == [(4 * COST + 3 * ASK, 4, 3)] and lists(first) == [[0, 1, 3, 4]]
-    second = mcts(wrong, [0], [4], 4, simulations=2, c_puct=0.0)
+    second = mcts(wrong, [0], [4], 4, simulations=2)
     assert spent(second) == [(6 * COST + 5 * ASK, 6, 5)], "3 is expanded again, sooner reached"
     assert lists(second) == [[0, 2, 3, 4]]
-
-
-@pytest.mark.parametrize("limit", ["flops", "lookups", "expansions"])
-@every_search
-def test_budgets(random_graph, search, limit):
-    graph, (source, target) = random_graph, every_pair(random_graph)
-    world = MapWorld(graph, markov(len(graph), 2), Costly(graph))
-    free = search(world, source, target, 9)
-    whole = getattr(free, limit)
-    for most in (0.0, np.floor(np.median(whole)), whole.max()):
-        found = search(world, source, target, 9, budget=Budget(**{limit: most}))
-        assert (getattr(found, limit) <= most).all()
-        for i in np.flatnonzero(whole <= most):
-            assert lists(found)[i] == lists(free)[i] and spent(found)[i] == spent(free)[i]
-        assert most or all(len(path) == 1 for path in lists(found))
-        kilometres(graph, target, found)  # what is left is a walk
-
-
-def test_a_budget_stops_one_short(chain):
-    world = MapWorld(chain, None, Costly(chain))
-    for search in (beam_with_value, mcts, SEARCHES["greedy by value"]):
-        for budget, steps in ((Budget(flops=3 * COST - 1), 2), (Budget(lookups=3), 3)):
-            found = search(world, [0, 3], [4, 4], 4, budget=budget)
-            assert spent(found) == [(steps * COST, steps, steps), (COST, 1, 1)]
-            assert lists(found)[1] == [3, 4] and lists(found)[0][0] == 0
 
 
 @every_search
 def test_the_batch_decides_nothing(random_graph, search):
     graph, (source, target) = random_graph, every_pair(random_graph)
-    world = MapWorld(graph, markov(len(graph), 2), GreatCircle(graph))
+    ends = np.stack([source, target])
+    world = MapWorld(graph, markov(len(graph), 2), None)
     whole = search(world, source, target, 9)
-    same(search(world, source, target, 9, batch=5), whole)
-    back = search(world, source[::-1], target[::-1], 9, batch=50)
+    parts = [search(world, *some, 9) for some in np.array_split(ends, 7, 1)]
+    same(Found.concatenate(parts), whole)
+    back = search(world, source[::-1], target[::-1], 9)
     assert lists(back) == lists(whole)[::-1] and spent(back) == spent(whole)[::-1]
 
 
-def test_visits_are_simulations(random_graph):
-    graph, (source, target) = random_graph, (torch.as_tensor(x) for x in every_pair(random_graph))
+def test_visits_are_simulations(random_graph, monkeypatch):
+    monkeypatch.setattr(tree, "PRIOR", 1.0)
+    graph, (source, target) = random_graph, every_pair(random_graph)
     source, target = source[source != target], target[source != target]
-    world = MapWorld(graph, markov(len(graph), 1, 0.5), GreatCircle(graph))
+    world = MapWorld(graph, markov(len(graph), 1, 0.5), None)
     full = 0
     for n in (1, 3, 7):
-        purse = Purse(len(source), Budget(), world.device)
-        trees = grown(world, source, target, 9, purse, simulations=n, c_puct=1.0)
+        trees, _ = grown(world, source, target, 9, simulations=n)
         visits, node = trees.kids["visits"], trees.kids["node"]
         at_root = visits[:, 0].sum(1)
-        open_ = trees.alive(torch.zeros_like(source)).any(1)
+        open_ = trees.alive(torch.zeros(len(source), dtype=torch.long)).any(1)
         assert (at_root <= n).all() and (at_root[open_] == n).all()
         full += int(open_.sum())
         for q, m, c in (node >= 0).nonzero().tolist():  # some end below a child, some at it
@@ -274,15 +234,12 @@ def test_visits_are_simulations(random_graph):
 @every_search
 def test_no_path_is_longer_than_allowed(random_graph, search):
     graph, (source, target) = random_graph, every_pair(random_graph)
-    found = search(MapWorld(graph, None, GreatCircle(graph)), source, target, 2)
+    found = search(MapWorld(graph, None, None), source, target, 2)
     assert max(map(len, lists(found))) == 3
     kilometres(graph, target, found)
 
 
 # In latents
-
-
-LATENT = {name: search for name, search in SEARCHES.items() if name != "lookahead"}
 
 
 def test_the_value_is_calibrated(zigzag, planner):
@@ -291,7 +248,7 @@ def test_the_value_is_calibrated(zigzag, planner):
         for source in range(5):
             target = torch.arange(source + 2, 7)
             city = torch.full_like(target, source + 1)
-            latent = planner.begin(city - 1, target)
+            latent = LatentWorld(planner).begin(city - 1, target)
             after = planner.transition(latent, city, target)
             km, astray = planner.outlook(after, city, target)
             np.testing.assert_allclose(km, togo.togo(city, target), rtol=0.05)
@@ -302,48 +259,52 @@ def test_the_value_is_calibrated(zigzag, planner):
             assert lost.mean() > 0.5 and (lost > astray).all()
 
 
-@pytest.mark.parametrize("search", LATENT.values(), ids=LATENT.keys())
-def test_a_planner_finds_its_way_without_a_road(planner, search):
+@every_search
+def test_a_planner_finds_its_way_without_a_road(planner, search, monkeypatch):
     """The planner was built from places alone: whoever looked at a road would have raised."""
+    monkeypatch.setattr(worlds, "BREADTH", 3)
     source, target = np.triu_indices(7, 1)
-    found = search(LatentWorld(planner, breadth=3), source, target, 6)
+    found = search(LatentWorld(planner), source, target, 6)
     assert lists(found) == [list(range(a, b + 1)) for a, b in zip(source, target, strict=True)]
     assert not found.lookups.any() and not found.expansions.any()
-    same(search(LatentWorld(planner, breadth=3), source, target, 6, batch=4), found)
+    some = search(LatentWorld(planner), source[:4], target[:4], 6)
+    assert lists(some) == lists(found)[:4] and spent(some) == spent(found)[:4]
 
 
-def test_latent_operations_are_torchs_and_counted(planner):
-    city, n = torch.tensor([0, 1, 2]), 3
+def test_latent_operations_are_torchs_and_counted(planner, monkeypatch):
+    monkeypatch.setattr(worlds, "BREADTH", 2)
+    city, n, world = torch.tensor([0, 1, 2]), 3, LatentWorld(planner)
     with torch.no_grad():
-        latent = planner.begin(city, city + 2)
+        latent = world.begin(city, city + 2)
         goal, foresee = planner.inputs.goal_flops, planner.outlook_flops
         ask = partial(planner.transition, latent, city + 1, city + 2)
         assert counted_flops(ask) == n * (planner.transition_flops + goal)
-        assert counted_flops(lambda: planner.policy(latent)) == n * planner.policy_flops
         assert counted_flops(lambda: planner.outlook(latent, city, city + 2)) == n * foresee
-        began = counted_flops(lambda: planner.begin(city, city + 2))
-        assert began == n * (planner.begin_flops + goal), "the goal is at hand after the first"
-    each = planner.policy_flops + 2 * (planner.transition_flops + foresee)
-    found = beam_with_value(LatentWorld(planner, breadth=2), [0, 3], [4, 3], 6, width=1)
-    assert found.flops.tolist() == [planner.begin_flops + 4 * each, 0]
-    budget = Budget(flops=planner.begin_flops + 3 * each)
-    found = mcts(LatentWorld(planner, breadth=2), [0, 4], [4, 6], 6, simulations=1, budget=budget)
-    assert found.flops.tolist() == [planner.begin_flops + i * each for i in (3, 2)]
+        began = counted_flops(lambda: world.begin(city, city + 2))
+        assert began == n * world.begin_flops
+        asked = counted_flops(lambda: world.expand(city, city + 2, latent))
+        assert asked == n * (world.flops + 2 * goal), "the goal is at hand after the first"
+    found = beam_with_value(world, [0, 3], [4, 3], 6, width=1)
+    assert found.flops.tolist() == [world.begin_flops + 4 * world.flops, 0]
+    found = mcts(world, [0, 4], [4, 6], 6, simulations=1)
+    assert found.flops.tolist() == [world.begin_flops + i * world.flops for i in (4, 2)]
     assert lists(found)[1] == [4, 5, 6]
 
 
-def test_each_head_has_its_gradient(zigzag, paths_of):
+def test_each_head_has_its_gradient(zigzag, paths_of, monkeypatch):
     def gradients(**weights) -> dict[str, bool]:
+        for name, weight in ({"VALUE_WEIGHT": 0.25, "ASTRAY_WEIGHT": 0.25} | weights).items():
+            monkeypatch.setattr(worlds, name, weight)
         torch.manual_seed(0)
-        model = build("planner", zigzag, width=8, **weights)
+        model = build("planner", zigzag, width=8)
         model.loss(paths_of).backward()
         named = model.named_parameters()
         return {name: p.grad is not None and bool(p.grad.any()) for name, p in named}
 
     assert all(gradients().values())
-    alone = gradients(value_weight=0.0, astray_weight=0.0)
+    alone = gradients(VALUE_WEIGHT=0.0, ASTRAY_WEIGHT=0.0)
     assert [name for name, any_ in alone.items() if not any_] == ["value.weight", "value.bias"]
-    for name in ("value_weight", "astray_weight"):
+    for name in ("VALUE_WEIGHT", "ASTRAY_WEIGHT"):
         assert all(gradients(**{name: 0.0}).values()), "the other one reaches the value"
 
 
@@ -364,28 +325,18 @@ def test_no_queries_and_a_city_alone(chain, lonely):
         assert lists(alone) == [[0]] and spent(alone) == [(0, 0, 0)]
 
 
-def test_nothing_is_paid_where_there_is_no_way_to_go(chain):
-    world = MapWorld(chain, None, Costly(chain))
-    purse = Purse(2, Budget(), world.device)
-    _, going = enter(world, torch.tensor([1, 2]), torch.tensor([1, 3]), purse)
-    assert going.tolist() == [False, True] and not purse.spent.any()
+def test_nothing_is_paid_where_there_is_no_way_to_go(planner):
+    *_, going, paid = enter(LatentWorld(planner), [1, 2], [1, 3])
+    assert going.tolist() == [False, True] and (paid[:, 0] > 0).tolist() == [False, True]
 
 
-def test_argument_errors(chain, zigzag):
+def test_argument_errors(chain):
     world, queries = MapWorld(chain, None, Costly(chain)), ([0], [4], 4)
-    for wrong in ({"simulations": 0}, {"c_puct": -1.0}):
-        with pytest.raises(ValueError, match="simulations are 1 or more and c_puct is 0 or more"):
-            mcts(world, *queries, **wrong)
-    for wrong in ({"depth": 0}, {"breadth": 0}):
-        with pytest.raises(ValueError, match="depth and breadth are at least 1"):
-            lookahead(world, *queries, **wrong)
+    with pytest.raises(ValueError, match="simulations are 1 or more"):
+        mcts(world, *queries, simulations=0)
     with pytest.raises(ValueError, match="width is at least 1, not 0"):
         beam_with_value(world, *queries, width=0)
     for search in SEARCHES.values():
-        with pytest.raises(ValueError, match="max_hops and batch are at least 1, not 0"):
-            search(world, [0], [4], 0)
-        with pytest.raises(ValueError, match="max_hops and batch are at least 1, not 4 and 0"):
-            search(world, *queries, batch=0)
         with pytest.raises(ValueError, match="2 sources but 1 targets"):
             search(world, [0, 1], [4], 4)
         for wrong in (-1, 5):
@@ -393,11 +344,3 @@ def test_argument_errors(chain, zigzag):
                 search(world, [0], [wrong], 4)
         with pytest.raises(TypeError, match="widht"):
             search(world, *queries, widht=3)
-    planner = build("planner", zigzag, width=4)
-    for wrong in ({"breadth": 0}, {"surprise": -1.0}, {"astray": -1.0}):
-        with pytest.raises(ValueError, match="breadth is at least 1, surprise and astray are 0"):
-            LatentWorld(planner, **wrong)
-    with pytest.raises(ValueError, match="one GRU layer: it takes no cell, layers"):
-        build("planner", zigzag, cell="lstm", layers=2)
-    with pytest.raises(ValueError, match="2 or more up to above 1, not 1 up to 2"):
-        build("planner", zigzag, ratios=1)

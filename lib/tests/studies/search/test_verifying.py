@@ -10,12 +10,13 @@ import pytest
 
 from citypaths.decoding import LOST, Likelihood
 from citypaths.judging.ledger import _check
-from citypaths.judging.metrics import by_hops
+from citypaths.judging.metrics import SLACK, by_hops
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import get_size
 from citypaths.training.loop import TrainSettings, train
 from studies.search import verifying
+from studies.search.energies import Doubt, Inconsistency
 
 NS = [1, 4, 16]
 
@@ -42,7 +43,7 @@ def test_what_is_drawn_is_judged_exactly(tried, tennessee):
         assert np.isfinite(tried.km[i]) == (legal and path[-1] == target and len(path) > 0)
         if np.isfinite(tried.km[i]):
             shortest = tried.queries.rows.km[tried.drawn.query[i]]
-            assert tried.good[i] == (tried.km[i] <= 1.05 * shortest)
+            assert tried.good[i] == (tried.km[i] <= (1 + SLACK) * shortest)
     assert 0 < tried.good.sum() < len(tried.good)
 
 
@@ -87,18 +88,20 @@ def test_reliability_counts_every_attempt_that_arrived(tried):
 
 def test_weights_are_the_best_of_those_tried(tried):
     helpful = np.where(tried.good, 0.0, 1.0)
-    weight = verifying.weigh(tried, tried.likelihood, helpful, 16)
+    own, other = Fixed(tried.likelihood), Fixed(helpful)
+    scorers = {"own": own, "other": other, "harmful": Fixed(-helpful)}
+    both = verifying.weighted(tried, scorers, ["own", "other"], 16)
+    first, weight = both.weights
     unit = tried.likelihood[tried.arrived].std() / helpful[tried.arrived].std()
     rates = [
         tried.curve(tried.likelihood + w * unit * helpful, [16]).mean()[16]
         for w in verifying.WEIGHTS
     ]
+    assert both.parts == (own, other) and first == 1
     assert weight == pytest.approx(verifying.WEIGHTS[int(np.argmax(rates))] * unit)
     assert max(rates) > tried.curve(tried.likelihood, [16]).mean()[16]
-    harmful = verifying.weigh(tried, tried.likelihood, -helpful, 16)
-    assert harmful == pytest.approx(min(verifying.WEIGHTS) * unit)
-    scorers = {"own": Fixed(tried.likelihood), "other": Fixed(helpful)}
-    both = verifying.weighted(tried, scorers, ["own", "other"], 16)
+    harmful = verifying.weighted(tried, scorers, ["own", "harmful"], 16)
+    assert harmful.weights[1] == pytest.approx(min(verifying.WEIGHTS) * unit)
     np.testing.assert_allclose(tried.energies(both), tried.likelihood + weight * helpful)
 
 
@@ -122,16 +125,20 @@ def test_tables_and_rows(tried):
     curve = tried.curve(tried.likelihood, NS).mean()
     assert table.loc["own", [f"best of {n}" for n in NS]].tolist() == pytest.approx(curve.tolist())
     groups = by_hops(tried.queries.rows.hops)
-    rows = verifying.curve_rows(tried, energies, groups, 16, model="gru")
+    rows = verifying.curve_rows(tried, energies, groups, 16, "gru")
     for row in rows:
         _check(row)
     frame = pd.DataFrame(rows)
     assert len(frame) == 2 * 3 * (1 + len(groups.categories))
-    whole = frame[frame["split"] == "uncontained"].set_index("method")["success"]
-    parts = frame[frame["split"] != "uncontained"].groupby("method")
+    assert set(frame["study"]) == {"curve"} and frame["attempts"].isin(NS).all()
+    assert set(frame["subset"]) == {"", *(f"{group} hops" for group in groups.categories)}
+    each = ["verifier", "attempts"]
+    whole = frame[frame["subset"] == ""].set_index(each)["success"]
+    parts = frame[frame["subset"] != ""].groupby(each)
     means = parts.apply(lambda part: np.average(part["success"], weights=part["queries"]))
     pd.testing.assert_series_equal(means.sort_index(), whole.sort_index(), check_names=False)
-    assert set(frame[frame["method"].str.endswith("exact length")]["regime"]) == {"checked"}
+    regimes = frame.groupby("verifier")["regime"].unique().map(list).to_dict()
+    assert regimes == {verifying.EXACT: ["checked"], "own": ["closed_book"]}
 
 
 def test_powers():
@@ -149,8 +156,10 @@ def test_networks_of_the_notebook(tiny_dataset, tennessee, tmp_path, monkeypatch
     )
     names = ["cities", "whole path, blind"]
     judges = verifying.train_judges(size, tiny_dataset, own, 0, names)
-    scorers = verifying.verifiers(tennessee, own.model, reverse, value, reach, judges)
-    assert list(scorers) == ["own", "reverse", "detour", "doubt", *names]
+    scorers = {"own": Likelihood(own.model), "reverse": reverse.model.eval()}
+    scorers["detour"] = Inconsistency(value.model.eval(), tennessee)
+    scorers["doubt"] = Doubt(reach.model.eval())
+    scorers |= {name: trained.model.eval() for name, trained in judges.items()}
     for name, scorer in scorers.items():
         energies = tried.energies(scorer)
         assert (energies[~tried.arrived] >= LOST / 2).all(), name

@@ -1,8 +1,8 @@
 """Train arms of the table of recipes from the command line, in one process or under torchrun.
 
-    python -m studies.train --size small --arm gru-128 --seed 0
-    python -m studies.train --size medium --arm feedback looped-sampled --seed 1
-    torchrun --nproc_per_node 8 -m studies.train --size full --arm gru-512
+    python -m commands.train --size small --arm gru-128 --seed 0
+    python -m commands.train --size medium --arm feedback looped-sampled --seed 1
+    torchrun --nproc_per_node 8 -m commands.train --size full --arm gru-512
 
 The model lands in the folder where the notebook looks for it, and is not trained again there.
 """
@@ -26,7 +26,7 @@ from citypaths.training.loop import Diverged, Trained
 
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    main = argparse.ArgumentParser(prog="python -m studies.train", description="Train arms.")
+    main = argparse.ArgumentParser(prog="python -m commands.train", description="Train arms.")
     main.add_argument("--size", default="small", help="tiny, small, medium or full")
     main.add_argument(
         "--arm", nargs="+", help="such as gru-128 or feedback (default: all of notebook 03)"

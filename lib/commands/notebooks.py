@@ -1,10 +1,10 @@
 """Run, prepare, report and strip notebooks, from the command line or from Python.
 
-    python -m citypaths.notebooks run notebooks/01-city-dag.ipynb out/01-city-dag.ipynb -p seed 1
-    python -m citypaths.notebooks prepare -p size tiny notebooks/*.ipynb out/
-    python -m citypaths.notebooks report data/executed/medium-seed0 reports/medium
-    python -m citypaths.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
-    python -m citypaths.notebooks strip notebooks/*.ipynb
+    python -m commands.notebooks run notebooks/01-city-dag.ipynb out/01-city-dag.ipynb -p seed 1
+    python -m commands.notebooks prepare -p size tiny notebooks/*.ipynb out/
+    python -m commands.notebooks report data/executed/medium-seed0 reports/medium
+    python -m commands.notebooks reference data/executed/tiny-seed0 notebooks lib/tests/references
+    python -m commands.notebooks strip notebooks/*.ipynb
 
 Papermill does the work. What is added: an output file is whole or absent, unknown parameters are
 refused, errors are short, and two runs never write the same file.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from nbformat import NotebookNode
 from papermill.cli import _resolve_type as parse_value
 from papermill.exceptions import PapermillExecutionError
 
-from citypaths.files import DataFileError, atomic_write, project_root, write_bytes, write_json
+from citypaths.files import DataFileError, atomic_write, lock, project_root, write_bytes, write_json
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME = re.compile(r"(File |Cell In|-+> ?\d+)")
@@ -121,10 +120,9 @@ def only_writer(out: Path) -> Iterator[None]:
     Raises:
         RunnerError: another run holds it.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".lock"), "w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(lock(out.with_suffix(".lock"), wait=False))
         except BlockingIOError:
             raise RunnerError(f"another run is writing {out}: wait for it or stop it") from None
         yield
@@ -375,7 +373,7 @@ def read_parameters(pairs: list[list[str]], documents: list[str]) -> dict[str, A
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     main = argparse.ArgumentParser(
-        prog="python -m citypaths.notebooks", description="Run notebooks."
+        prog="python -m commands.notebooks", description="Run notebooks."
     )
     commands = main.add_subparsers(dest="command", required=True)
     settings = argparse.ArgumentParser(add_help=False)

@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from citypaths import notebooks as runner
-from citypaths.notebooks import (
+from commands import notebooks as runner
+from commands.notebooks import (
     RunnerError,
     coalesce,
     execute,
@@ -154,7 +154,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(notebook, out, tmp_path, s
         "time.sleep(nap)",
         parameters="nap = 0",
     )
-    command = [sys.executable, "-m", "citypaths.notebooks", "run", str(path), str(out)]
+    command = [sys.executable, "-m", "commands.notebooks", "run", str(path), str(out)]
     process = subprocess.Popen([*command, "-p", "nap", "600"], stderr=subprocess.DEVNULL)
     assert wait_for(marker.exists, 60)
     kernel = int(marker.read_text())

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import ExactValue, same
 
 from citypaths.map import best_first as best_first_module
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph, build_graph
 from citypaths.map.shortest_paths import shortest_path_trees
-from studies.search import CostToGo, ExactValue, a_star
 
 COST = 7
 
@@ -54,10 +54,18 @@ def km_of(graph, found) -> np.ndarray:
     return np.array([graph.mm[row].sum() / 1e6 for row in at])
 
 
-def same(a, b) -> None:
-    assert [p.tolist() for p in a.paths] == [p.tolist() for p in b.paths]
-    for name in ("flops", "lookups", "expansions"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+def a_star(graph, source, target, *, value=None, weight=1.0, g_weight=1.0, reopen=True):
+    """Best-first search with a value of (city, target) pairs, or the great circle."""
+    if value is None:
+        return best_first(graph, source, target, g_weight, weight, reopen=reopen)
+    cities = torch.arange(len(graph))
+
+    def togo(targets):
+        goals = torch.as_tensor(targets)
+        return torch.stack([value.togo(cities, goal.expand(len(cities))) for goal in goals]).numpy()
+
+    options = {"togo": togo, "flops": value.flops_per_call, "reopen": reopen}
+    return best_first(graph, source, target, g_weight, weight, **options)
 
 
 # Exactness
@@ -181,21 +189,6 @@ def test_chunks_change_nothing(asked, chunk, monkeypatch):
     whole = a_star(graph, source, target, value=value)
     monkeypatch.setattr(best_first_module, "TABLE_CELLS", chunk * len(graph))
     same(a_star(graph, source, target, value=value), whole)
-
-
-def test_a_network_is_asked_by_its_table(tennessee):
-    torch.manual_seed(0)
-    network = CostToGo(tennessee, width=8, inner=8)
-    source, target = (x[:60] for x in np.triu_indices(12, 1))
-    whole = a_star(tennessee, source, target, value=network)
-
-    class Slow:
-        flops_per_call = network.flops_per_call
-        togo = staticmethod(network.togo)
-
-    pairwise = a_star(tennessee, source, target, value=Slow())
-    same(whole, pairwise)
-    assert (whole.flops % network.flops_per_call == 0).all() and whole.flops.max() > 0
 
 
 def test_unreachable_targets_and_no_queries(scattered, chain):

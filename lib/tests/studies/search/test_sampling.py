@@ -1,18 +1,20 @@
-"""Blind search against the random walk of the floors, a plain loop and exact chances."""
+"""Search by chance against the random walk of the floors, plain loops and exact chances."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from toys import START, STEP, Markov, every_path, lists
 
-from citypaths.decoding import Budget
 from citypaths.judging.floors import walk
 from citypaths.judging.metrics import judge
 from citypaths.map.graph import build_graph, unit_hash
-from studies.search import blind
+from citypaths.map.paths import Paths
+from studies.search.sampling import blind, stochastic_beam
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +23,14 @@ def five(place):
     return build_graph(place([(0.02 * (i % 2), 0.1 * i) for i in range(5)]), 24)
 
 
-def lists(found) -> list[list[int]]:
-    return [path.tolist() for path in found.paths]
-
-
-def plain(graph, source, target, max_hops, walks, seed, budget):
+def plain(graph, source, target, max_hops, walks, seed):
     """The best path and what was looked at, by a loop over one query."""
     best, least, first, lookups, expansions = None, np.inf, None, 0, 0
     for w in range(walks):
-        path, stopped = [source], False
+        path = [source]
         while path[-1] != target and len(path) <= max_hops:
             near = graph.neighbours(path[-1])
             if not len(near):
-                break
-            stopped = lookups + len(near) > budget.lookups or expansions + 1 > budget.expansions
-            if stopped:
                 break
             lookups, expansions = lookups + len(near), expansions + 1
             chance = unit_hash(seed, source, target, w * max_hops + len(path) - 1)
@@ -44,25 +39,21 @@ def plain(graph, source, target, max_hops, walks, seed, budget):
         total = graph.mm[graph.edge_index(path[:-1], path[1:])].sum()
         if path[-1] == target and total < least:
             best, least = path, total
-        if stopped or source == target:
+        if source == target:
             break
     return best or first, lookups, expansions
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 9), st.integers(1, 12), st.integers(0, 300), st.integers(0, 60))
-def test_blind_is_the_plain_loop(tennessee_two_way, seed, walks, lookups, expansions):
+@given(st.integers(0, 9), st.integers(1, 12))
+def test_blind_is_the_plain_loop(tennessee_two_way, seed, walks):
     graph = tennessee_two_way
     source, target = np.random.default_rng(seed).integers(0, 12, (2, 10))
-    for budget in (Budget(), Budget(lookups=lookups), Budget(expansions=expansions)):
-        found = blind(graph, source, target, 8, walks=walks, budget=budget, seed=seed)
-        for q, path in enumerate(lists(found)):
-            best, looked, opened = plain(
-                graph, int(source[q]), int(target[q]), 8, walks, seed, budget
-            )
-            assert path == best
-            assert (found.lookups[q], found.expansions[q]) == (looked, opened)
-            assert looked <= budget.lookups and opened <= budget.expansions
+    found = blind(graph, source, target, 8, walks=walks, seed=seed)
+    for q, path in enumerate(lists(found)):
+        best, looked, opened = plain(graph, int(source[q]), int(target[q]), 8, walks, seed)
+        assert path == best
+        assert (found.lookups[q], found.expansions[q]) == (looked, opened)
     assert (found.flops == 0).all()
 
 
@@ -134,6 +125,35 @@ def test_argument_errors(chain):
             blind(chain, [0], [1], **({"max_hops": 3} | options))
     with pytest.raises(ValueError, match="2 sources but 1 targets"):
         blind(chain, [0, 1], [1], 3)
-    for city in (-1, 5):
-        with pytest.raises(ValueError, match="are 0 to 4"):
-            blind(chain, [city], [1], 3)
+
+
+# Stochastic beams
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Markov(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))
+
+
+def test_stochastic_beams_draw_without_replacement(model):
+    """The first of two beams by score is a draw from the model: its perturbation is the largest."""
+    expected = every_path(model, 0, 4, 2)
+    paths = [stochastic_beam(model, [0] * 4_000, [4] * 4_000, 2, width=1, seed=s).paths
+             for s in (0, 1)]  # fmt: skip
+    counts = {path: 0 for path in expected}
+    for path in Paths.concatenate(paths):
+        counts[tuple(path.tolist())] += 1
+    hoped = np.array([p * 8_000 for p in expected.values()])
+    assert chisquare(list(counts.values()), hoped).pvalue > 1e-3
+
+
+def test_a_beam_of_all_paths_finds_the_most_probable(model):
+    expected = every_path(model, 0, 4, 3)
+    arriving = {path: p for path, p in expected.items() if path[-1] == 4}
+    found = stochastic_beam(model, [0], [4], 3, width=len(expected))
+    assert tuple(found.paths[0].tolist()) == max(arriving, key=arriving.get)
+    prefixes = {path[:i] for path in expected for i in range(1, len(path))}
+    assert found.flops.tolist() == [START + STEP * len(prefixes)]
+    assert not found.lookups.any()
+    with pytest.raises(ValueError, match="width is at least 1"):
+        stochastic_beam(model, [0], [4], 3, width=0)
