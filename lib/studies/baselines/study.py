@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from citypaths import decoding
+from citypaths.data.dataset import Dataset
+from citypaths.data.splits import TRAIN
 from citypaths.judging.floors import hop_use, rarest_hop, stored_hops, walk
 from citypaths.judging.methods import Method
 from citypaths.judging.metrics import by_count
@@ -89,6 +91,13 @@ def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
         for name, trained in arms.items()
     }
     return pd.DataFrame(rows).T
+
+
+def trained_queries(dataset: Dataset, count: int) -> Queries:
+    """Return so many training queries of the middle shard: what a model should know by heart."""
+    shard = dataset.shard(len(dataset.shards) // 2)
+    rows = shard.take(shard.part == TRAIN)
+    return Queries.of_rows(dataset.graph, rows, np.ones(len(rows), bool)).first(count)
 
 
 def faults(judged: pd.DataFrame) -> pd.DataFrame:
