@@ -15,7 +15,6 @@ from citypaths.data.splits import PARTS
 from citypaths.map.paths import Paths
 
 IGNORE = -100
-COMPILED_ON = ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,9 @@ class Batch:
         return Batch(*(t[rows] for t in (self.source, self.target, self.cities, self.labels)))
 
 
-def pad(tokens: Tensor, start: np.ndarray, length: np.ndarray) -> Batch:
+def pad(tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> Batch:
     """Gather `length` [B] cities (at least 2) from each `start` [B] of `tokens` as a Batch."""
-    if tokens.device.type in COMPILED_ON:
-        return Batch(*map(torch.from_numpy, _gather(tokens.numpy(), start, length)))
-    steps = torch.arange(int(length.max()) - 1, device=tokens.device)
-    start, length = (torch.as_tensor(x, device=tokens.device) for x in (start, length))
-    inside = steps < (length - 1)[:, None]
-    at = torch.where(inside, start[:, None] + steps, start[:, None])
-    cities = torch.where(inside, tokens[at], 0).long()
-    labels = torch.where(inside, tokens[torch.where(inside, at + 1, at)], IGNORE).long()
-    return Batch(tokens[start].long(), tokens[start + length - 1].long(), cities, labels)
+    return Batch(*map(torch.from_numpy, _gather(tokens, start, length)))
 
 
 @njit(cache=True, nogil=True)
@@ -81,14 +72,11 @@ def batch_of(rows: Rows, device: torch.device | str = "cpu") -> Batch:
 
 def batch_of_paths(paths: Paths, device: torch.device | str = "cpu") -> Batch:
     """Return paths, of at least two cities each, as one Batch; each asks for its own ends."""
-    return pad(_on_device(paths, device), paths.offsets[:-1], paths.lengths)
+    return pad(_narrow(paths.tokens), paths.offsets[:-1], paths.lengths).to(device)
 
 
-def _on_device(paths: Paths, device: torch.device | str) -> Tensor:
-    """The tokens of all paths, end to end."""
-    short = torch.device(device).type in COMPILED_ON and paths.tokens.max(initial=0) < 2**16
-    ids = paths.tokens.astype(np.uint16 if short else np.int32)  # CUDA indexes no uint16
-    return torch.from_numpy(ids).to(device)
+def _narrow(tokens: np.ndarray) -> np.ndarray:
+    return tokens.astype(np.uint16 if tokens.max(initial=0) < 2**16 else np.int32)
 
 
 @torch.no_grad()
@@ -132,7 +120,7 @@ class Batches:
             raise ValueError(f"{dataset.folder} has no training path: raise its train count")
         self.dataset, self.batch_tokens, self.seed = dataset, batch_tokens, seed
         self.device, self.hindsight, self.position = device, hindsight, (0, 0, 0)
-        self._pool: tuple[tuple[int, ...], Tensor, np.ndarray] | None = None
+        self._pool: tuple[tuple[int, ...], np.ndarray, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -150,7 +138,7 @@ class Batches:
     def _random(self, epoch: int, pool: int, *more: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, *more, *([pool] if pool else [])])
 
-    def _take(self, tokens: Tensor, offsets: np.ndarray, rows: np.ndarray) -> Batch:
+    def _take(self, tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Batch:
         """The batch of `rows`; a `hindsight` share of them cut to a random sub-path."""
         start, length = offsets[rows], offsets[rows + 1] - offsets[rows]
         if self.hindsight:
@@ -160,7 +148,7 @@ class Batches:
             keep = 2 + (last * (length - begin - 1)).astype(np.int64)
             start = np.where(cut < self.hindsight, start + begin, start)
             length = np.where(cut < self.hindsight, keep, length)
-        return pad(tokens, start, length)
+        return pad(tokens, start, length).to(self.device)
 
     def _pools(self, epoch: int) -> list[tuple[int, ...]]:
         """Shards in a shuffled order, in groups of one or of at most `pool_paths` together."""
@@ -174,12 +162,12 @@ class Batches:
             pools[-1].append(shard)
         return [tuple(pool) for pool in pools]
 
-    def _load(self, pool: tuple[int, ...]) -> tuple[Tensor, np.ndarray]:
+    def _load(self, pool: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         if self._pool is None or self._pool[0] != pool:
             self._pool = None
             shards = (self.dataset.shard(i) for i in pool)
             rows = Rows.concatenate([s.take(s.part == PARTS.index("train")) for s in shards])
-            self._pool = (pool, _on_device(rows.paths, self.device), rows.paths.offsets)
+            self._pool = (pool, _narrow(rows.paths.tokens), rows.paths.offsets)
         return self._pool[1:]
 
     def _plan(self, offsets: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ import citypaths
 from citypaths.files import sha256
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 # A client, the address of a scheduler, "local" (workers on this machine, one a core), or no workers
 Where: TypeAlias = "Client | str | None"
@@ -32,7 +32,6 @@ Where: TypeAlias = "Client | str | None"
 PATIENCE = 10.0  # seconds until a scheduler must have answered and a worker be there
 AHEAD = 2  # tasks given out for each thread of a worker: one running, one next or coming back
 PACKAGES = ("numpy", "scipy", "numba", "pyarrow")  # what may change a dataset's bytes
-LOST = "the scheduler is gone ({}): what was finished is kept, the same call goes on from there"
 
 
 class ClusterError(RuntimeError):
@@ -99,7 +98,7 @@ def spread(
         ClusterError: the scheduler was lost, or a worker has other software. What the function
             raises on a worker is raised here.
     """
-    jobs, waiting = iter(jobs), set()
+    jobs, waiting, task = iter(jobs), set(), None
     finished = _distributed().as_completed(loop=client.loop)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")
@@ -107,7 +106,8 @@ def spread(
         held = [client.submit(_itself, value, pure=False) for value in shared]
     try:
         while True:
-            for job in islice(jobs, max(0, _room(client) - len(waiting))):
+            room = max(1, AHEAD * sum(client.nthreads().values()))  # workers may join and leave
+            for job in islice(jobs, max(0, room - len(waiting))):
                 task = client.submit(_checked, software(), function, *held, *job, pure=False)
                 waiting.add(task)
                 finished.add(task)
@@ -115,29 +115,17 @@ def spread(
                 return
             task = next(finished)
             waiting.remove(task)
-            yield _result(task)
+            result = task.result()
+            task.release()
+            yield result
+    except (CancelledError, OSError) as error:
+        if task is not None and task.status == "error":  # the function's own
+            raise
+        what = f"the scheduler is gone ({error}): what was finished is kept"
+        raise ClusterError(f"{what}, the same call goes on from there") from None
     finally:
         for task in (*waiting, *held):
             task.release()
-
-
-def _room(client: Client) -> int:
-    """How many tasks may be out: workers may join and leave, so it is asked every time."""
-    try:
-        return max(1, AHEAD * sum(client.nthreads().values()))
-    except OSError as error:
-        raise ClusterError(LOST.format(error)) from None
-
-
-def _result(task: Future) -> Any:
-    try:
-        return task.result()
-    except (CancelledError, OSError) as error:
-        if task.status == "error":  # the task's own
-            raise
-        raise ClusterError(LOST.format(error)) from None
-    finally:
-        task.release()
 
 
 def _itself(value: Any) -> Any:
@@ -159,7 +147,11 @@ def _checked(expected: dict[str, str], function: Callable, *job: Any) -> Any:
 
 @cache
 def software() -> dict[str, str]:
-    """Return what decides a result besides its inputs: this package's source, and versions."""
-    source = sorted(Path(citypaths.__file__).parent.rglob("*.py"))
+    """Return what decides a result besides its inputs: the source of this package, and versions.
+
+    In a checkout also that of the notebooks' studies and of the commands.
+    """
+    library, houses = Path(citypaths.__file__).parents[1], ("citypaths", "studies", "commands")
+    source = sorted(path for house in houses for path in (library / house).rglob("*.py"))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"citypaths": sha256(*source)[:12]} | versions

@@ -203,23 +203,6 @@ def test_a_late_resume_reads_no_earlier_pool(tiny_dataset, monkeypatch):
     assert set(read) <= set(sum(resumed._pools(epoch)[pool:], ()))
 
 
-# On a device
-
-
-def test_batches_on_a_device_are_those_on_the_cpu(tiny_dataset, monkeypatch):
-    """The torch way of gathering, made to run here, against the compiled way."""
-    paths = tiny_dataset.rows("train").paths
-    tokens = batches_module._on_device(paths, "cpu")
-    some = torch.randperm(len(paths), generator=torch.manual_seed(0))[:200].numpy()
-    spans = paths.offsets[some], paths.lengths[some]
-    assert tokens.dtype == torch.uint16
-    compiled = batches_module.pad(tokens, *spans)
-    monkeypatch.setattr(batches_module, "COMPILED_ON", ())
-    tokens = batches_module._on_device(paths, "cpu")
-    assert tokens.dtype == torch.int32
-    assert_same_batch(batches_module.pad(tokens, *spans), compiled)
-
-
 # Memory
 
 
@@ -238,19 +221,17 @@ def test_pools_hold_each_shard_once_within_the_bound(tiny_dataset, pool_paths):
 
 
 def test_streaming_holds_one_pool_at_a_time(tiny_dataset, monkeypatch):
-    held, loaded, original = [], [], batches_module._on_device
+    held, original = [], batches_module._narrow
 
-    def watched(rows, device):
+    def watched(given):
         assert not any(pool() is not None for pool in held), "two pools in memory"
-        tokens = original(rows, device)
+        tokens = original(given)
         held.append(weakref.ref(tokens))
-        loaded.append(len(rows))
         return tokens
 
-    monkeypatch.setattr(batches_module, "_on_device", watched)
+    monkeypatch.setattr(batches_module, "_narrow", watched)
     first_epochs(pooled(tiny_dataset, 500, 300), 2)
-    assert max(loaded) <= 300
-    assert len(loaded) >= 2 * sum(s["train"] for s in tiny_dataset.shards) / 300
+    assert len(held) >= 2 * sum(s["train"] for s in tiny_dataset.shards) / 300
 
 
 def test_one_pool_is_read_once(tiny_dataset, monkeypatch):
