@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from bench import Line, interleaved, one_thread
-from studies.episodes import MEMORIES, Memory, make_memory, numbers_held
+from studies.episodes.model import MEMORIES, make_memory
 from studies.memory import KeyValueCache
+from studies.memory.streams import Memory, numbers_held
 
 WIDTH, HIDDEN, STREAMS, STEPS, LONG = 64, 64, 32, 64, 512
 GROWN: dict[str, tuple[str, tuple[int, ...]]] = {

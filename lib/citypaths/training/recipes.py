@@ -125,7 +125,7 @@ SQUEEZED = XL | {"kind": "compressive", "memory": 16, "compressed": 16}
 NEAREST = XL | {"kind": "memorizing", "memory": 256}
 NTM = {"kind": "ntm", "slots": 32, "word": 24}
 DNC = NTM | {"kind": "dnc", "heads": 2}
-MENDED = DNC | {"masked": True, "freed": True, "sharpened": True}
+MENDED = DNC | {"improved": True}
 ASSOCIATIVE, PLASTIC = {"kind": "associative", "copies": 4}, {"kind": "plastic"}
 EPISODES_AT_TINY = ("lstm", "xl", "dnc", "lstm, longer")
 

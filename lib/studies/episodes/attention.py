@@ -1,51 +1,38 @@
-"""Attention by relative position, in pre-norm residual layers, for memories made of attention."""
+"""Attention by relative position, and the causal transformer that attends over a whole stream."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from studies.episodes.core import Memory
+from studies.memory.streams import Memory, at_least
 
 BASE = 10_000.0  # of the sinusoids' wavelengths (Vaswani et al. 2017)
 
 
-class Scene(NamedTuple):
-    """What the layers share when t queries attend to n keys, the last of them their own.
+class Positions(NamedTuple):
+    """What all layers share when t queries attend to n keys, the last of them their own.
 
     Attributes:
-        table: [n, width], sinusoids of the distances n - 1 .. 0.
-        hidden: [t, n], minus infinity where the key is later than the query; None if none is.
-        content, place: [width], added to queries before they meet keys and distances.
+        table: [n, width], sines then cosines of the distances n - 1 .. 0 (Vaswani et al. 2017).
+        mask: [t, n], minus infinity where the key is later than the query; None if none is.
+        u, v: [width], added to queries for keys and for distances (Dai et al. 2019).
     """
 
     table: Tensor
-    hidden: Tensor | None
-    content: Tensor
-    place: Tensor
+    mask: Tensor | None
+    u: Tensor
+    v: Tensor
 
 
-def sinusoids(n: int, width: int, like: Tensor) -> Tensor:
-    """Return sines then cosines of the distances n - 1 .. 0.
-
-    Returns [n, width], of the type and on the device of `like` (Vaswani et al. 2017, Dai et al.
-    2019). The width is even.
-    """
-    distance = torch.arange(n - 1, -1, -1, device=like.device, dtype=torch.float32)
-    speed = BASE ** (-torch.arange(0, width, 2, device=like.device) / width)
-    angle = distance[:, None] * speed
-    return torch.cat((angle.sin(), angle.cos()), -1).to(like.dtype)
-
-
-def aligned(scores: Tensor) -> Tensor:
+def relative_shift(scores: Tensor) -> Tensor:
     """Turn scores by distance into scores by key, for the last t of n positions.
 
-    Takes [..., t, n] whose column c stands for a distance of n - 1 - c, returns [..., t, n] whose
-    column j stands for key j (the relative shift of Dai et al. 2019, appendix B). What a row holds
-    of keys later than its query means nothing: hide it.
+    Column c of [..., t, n] stands for a distance of n - 1 - c, of what is returned for key c (Dai
+    et al. 2019, appendix B). What a row then holds of keys later than its query means nothing.
     """
     t, n = scores.shape[-2:]
     if t == 1:
@@ -53,34 +40,10 @@ def aligned(scores: Tensor) -> Tensor:
     return F.pad(scores, (1, 0)).flatten(-2)[..., t:].unflatten(-1, (t, n))
 
 
-def later(t: int, n: int, like: Tensor) -> Tensor | None:
-    """Return minus infinity for the keys that come after each of the last t of n positions.
-
-    Returns [t, n], zero elsewhere, of the type and on the device of `like`; None for one position.
-    """
-    if t == 1:
-        return None
-    return like.new_full((t, n), -torch.inf).triu(n - t + 1)
-
-
-def pushed(buffer: Tensor, new: Tensor, dim: int = 1) -> Tensor:
-    """Return a buffer after new rows came in at its end and the oldest fell out at its front."""
-    joined = torch.cat((buffer, new), dim)
-    size = buffer.shape[dim]
-    return joined.narrow(dim, joined.shape[dim] - size, size)
-
-
-def last(buffer: Tensor, n: int, dim: int = 1) -> Tensor:
-    """Return the last n rows of a buffer: those that are filled."""
-    return buffer.narrow(dim, buffer.shape[dim] - n, n)
-
-
 class Layer(nn.Module):
     """Attention by relative position, then a feed-forward network, each normed and added.
 
-    Args:
-        width: of the states. hidden: of the feed-forward network. heads: divide the width.
-        depth: layers in all; output matrices start 1 / sqrt(2 depth) smaller (Radford et al. 2019).
+    Output matrices start 1 / sqrt(2 depth) smaller, in a stack of so many (Radford et al. 2019).
     """
 
     def __init__(self, width: int, hidden: int, heads: int, depth: int) -> None:
@@ -104,36 +67,31 @@ class Layer(nn.Module):
         """Return keys, then values, [B, n, 2 width] of states [B, n, width]."""
         return self.key_value(self.norm(x))
 
-    def content(self, queries: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return what is multiplied with keys, [B, t, width], the bias [width] added."""
-        return (queries if bias is None else queries + bias) * self.scale
+    def content(self, queries: Tensor, u: Tensor | float = 0.0) -> Tensor:
+        """Return what is multiplied with keys, [B, t, width], of queries with u added."""
+        return (queries + u) * self.scale
 
     def split(self, x: Tensor) -> Tensor:
         """Return [B, n, width] as [heads * B, n, width / heads], head by head."""
         return x.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3).flatten(0, 1)
 
-    def attend(self, queries: Tensor, keys_values: Tensor, scene: Scene) -> Tensor:
+    def attend(self, queries: Tensor, keys_values: Tensor, positions: Positions) -> Tensor:
         """Return the attended values [B, t, width]: (q + u) k + (q + v) W R before the softmax.
 
-        Args:
-            queries: [B, t, width], of the last t positions. keys_values: [B, n, 2 width].
-            scene: with u as `content` and v as `place` (Dai et al. 2019, equation 5).
+        queries: [B, t, width], of the last t positions; keys_values: [B, n, 2 width] (Dai et al.
+        2019, equation 5).
         """
         keys, values = keys_values.chunk(2, -1)
-        scores = self._by_place(queries, scene)
-        content = self.split(self.content(queries, scene.content))
+        batch, t = queries.shape[:2]
+        asked = self.split((queries + positions.v) * self.scale)
+        asked = asked.view(self.heads, batch * t, -1)
+        table = self.place(positions.table).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
+        scores = relative_shift(torch.bmm(asked, table).view(self.heads * batch, t, -1))
+        scores = scores if positions.mask is None else scores + positions.mask
+        content = self.split(self.content(queries, positions.u))
         scores = torch.baddbmm(scores, content, self.split(keys).transpose(1, 2))
         attended = torch.bmm(scores.softmax(-1), self.split(values))
         return attended.unflatten(0, (self.heads, -1)).permute(1, 2, 0, 3).flatten(2)
-
-    def _by_place(self, queries: Tensor, scene: Scene) -> Tensor:
-        """Scores [heads * B, t, n] of the distances, minus infinity where the key is hidden."""
-        batch, t = queries.shape[:2]
-        asked = self.split((queries + scene.place) * self.scale)
-        asked = asked.view(self.heads, batch * t, -1)
-        table = self.place(scene.table).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
-        scores = aligned(torch.bmm(asked, table).view(self.heads * batch, t, -1))
-        return scores if scene.hidden is None else scores + scene.hidden
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what was attended and the feed-forward network to x [B, t, width]."""
@@ -142,57 +100,61 @@ class Layer(nn.Module):
 
 
 class Attentive(Memory):
-    """The weights and checks that every memory made of attention layers shares.
+    """The weights of a memory made of attention layers; `hidden` is of their feed-forward nets."""
 
-    Args:
-        width: of inputs and outputs, even. hidden: of the feed-forward networks.
-        layers, heads: of the stack; heads divide the width.
+    last_layer: ClassVar[type[Layer]] = Layer
 
-    Raises:
-        ValueError: a size below 1, an odd width, heads that do not divide it.
-    """
-
-    def __init__(self, width: int, hidden: int, layers: int, heads: int) -> None:
+    def __init__(self, width: int, hidden: int = 64, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         at_least(1, width=width, hidden=hidden, layers=layers, heads=heads)
         if width % 2 or width % heads:
             raise ValueError(f"a width of {width} must be even and divisible by {heads} heads")
         self.width, self.hidden = width, hidden
-        self.layers = nn.ModuleList(self.layer_of(i, layers, heads) for i in range(layers))
-        # One pair for all layers, as in Dai et al. 2019.
-        self.content = nn.Parameter(torch.zeros(width))
-        self.place = nn.Parameter(torch.zeros(width))
+        kinds = [Layer] * (layers - 1) + [self.last_layer]
+        self.layers = nn.ModuleList(kind(width, hidden, heads, layers) for kind in kinds)
+        # One u and one v for all layers, as in Dai et al. 2019.
+        self.u, self.v = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         self.norm = nn.LayerNorm(width)
 
-    def layer_of(self, index: int, depth: int, heads: int) -> Layer:
-        """Return a new layer for a place in a stack of `depth`."""
-        return Layer(self.width, self.hidden, heads, depth)
-
-    def scene(self, t: int, n: int) -> Scene:
+    def positions(self, t: int, n: int) -> Positions:
         """Return what layers need when t queries attend to n keys."""
-        table = sinusoids(n, self.width, self.content)
-        return Scene(table, later(t, n, table), self.content, self.place)
-
-    def zeros(self, *shape: int) -> Tensor:
-        """Return zeros of the parameters' type, on their device."""
-        return self.content.new_zeros(shape)
+        distance = torch.arange(n - 1, -1, -1, device=self.u.device, dtype=torch.float32)
+        speed = BASE ** (-torch.arange(0, self.width, 2, device=self.u.device) / self.width)
+        angle = distance[:, None] * speed
+        table = torch.cat((angle.sin(), angle.cos()), -1).to(self.u.dtype)
+        mask = None if t == 1 else table.new_full((t, n), -torch.inf).triu(n - t + 1)
+        return Positions(table, mask, self.u, self.v)
 
     def flops_of_layers(self, keys: float, projected: float) -> int:
-        """Return the operations of the layers for one step.
+        """Return the operations of a step that attends to `keys` and projects `projected` states.
 
-        Each step attends to `keys` and projects the keys and values of `projected` states. The
-        projections of the distances are left out: all streams of a batch share them.
+        The projections of the distances are left out: all streams of a batch share them.
         """
         each = self.width * (4 * self.width + 4 * self.width * projected + 6 * keys)
         return round(len(self.layers) * (each + 4 * self.width * self.hidden))
 
 
-def at_least(least: int, **sizes: int) -> None:
-    """Check that named sizes are whole and not below the least.
+class Transformer(Attentive):
+    """Full causal attention with relative positions: nothing is forgotten, and everything grows.
 
-    Raises:
-        ValueError: names the first that is not.
+    Each layer holds its keys and values, [B, steps so far, 2 width]. `tap` is given all that a
+    layer attended, [B, T, width]: blanked, every output depends on its own input alone.
     """
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < least:
-            raise ValueError(f"{name} is a whole number of at least {least}, not {size}")
+
+    def start(self, batch: int) -> list[Tensor]:
+        return [self.u.new_zeros(batch, 0, 2 * self.width) for _ in self.layers]
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        state, held = self.start(len(x)) if state is None else state, []
+        if not x.shape[1]:
+            return x, state
+        positions = self.positions(x.shape[1], state[0].shape[1] + x.shape[1])
+        for layer, before in zip(self.layers, state, strict=True):
+            held.append(torch.cat((before, self.kept(layer.keys_values(x))), 1))
+            attended = layer.attend(layer.queries(x), held[-1], positions)
+            x = layer.finish(x, self.read(attended))
+        return self.norm(x), held
+
+    def flops_per_step(self) -> int:
+        """Return the operations of one step after 64 earlier ones."""
+        return self.flops_of_layers(64 + 1, 1)

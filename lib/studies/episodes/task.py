@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from citypaths.data.batches import IGNORE
-from studies.episodes.atlas import Atlas, Maps, draw_maps, solve
+from studies.episodes.maps import Atlas, Maps, draw_maps, solve
 
-BLANK, EDGE, SOLVED, CLOSED, ASK, STEP, RECALL = range(7)
 KINDS = 7
+BLANK, EDGE, SOLVED, CLOSED, ASK, STEP, RECALL = range(KINDS)
 KM_UNIT = 20.0  # km are shown in units of this
+Columns = dict[str, np.ndarray]  # of `Steps`, [B, T]
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,11 @@ class Task:
     Attributes:
         cities, degree: cities on a map, and edges for each of them.
         symbols: names that cities may have; larger than the largest map it is to be tried on.
-        show: "edges" in random order, or solved "paths".
-        shown: how many solved paths.
+        show, shown: "edges" in random order, or so many solved "paths".
         closures: edges that are closed after the map was shown, each told.
         delay: blank steps between what is shown and what is asked.
         recalls: times it is asked for any city one hop from a given one.
-        queries: paths that are asked for. hops: the longest of them.
+        queries, hops: paths that are asked for, and the longest of them.
         think: blank steps between a query and the first city of its answer.
     """
 
@@ -58,19 +59,17 @@ class Task:
         """Edges of each map."""
         return min(round(self.degree * self.cities), self.cities * (self.cities - 1) // 2)
 
-    def maps(self, atlas: Atlas, count: int, random: np.random.Generator) -> Maps:
-        """Draw maps of this size from an atlas."""
-        return draw_maps(atlas, count, self.cities, self.edges, self.symbols, random, self.closures)
+    def varied(self, **dials: Any) -> Task:
+        """Return the task with some dials turned."""
+        return replace(self, **dials)
 
 
 @dataclass(frozen=True)
 class Steps:
     """Steps of streams, all [B, T]: what is read, and what is to be said.
 
-    Attributes:
-        kind: int64, one of BLANK, EDGE, SOLVED, CLOSED, ASK, STEP, RECALL.
-        here, onward, goal: int64, symbols + 1, or 0 for none. km: float32, in `KM_UNIT`s, or 0.
-        labels: int64, the symbol to say, -100 for nothing.
+    Kinds, symbols + 1 (0 for none) and labels (-100 for nothing) are int64, km float32 in units of
+    20 km, or 0.
     """
 
     kind: Tensor
@@ -80,23 +79,26 @@ class Steps:
     km: Tensor
     labels: Tensor
 
+    @classmethod
+    def of(cls, columns: Columns) -> Steps:
+        """Return steps on the CPU."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in columns.items()}
+        return cls(**tensors | {"km": tensors["km"].float()})
+
     def __len__(self) -> int:
         return len(self.kind)
 
-    def _columns(self) -> tuple[Tensor, ...]:
-        return self.kind, self.here, self.onward, self.goal, self.km, self.labels
+    def each(self, change: Callable[[Tensor], Tensor]) -> Steps:
+        """Return the steps with every column changed."""
+        return Steps(*(change(getattr(self, column.name)) for column in fields(self)))
 
     def take(self, rows: Tensor) -> Steps:
         """Return some of the streams."""
-        return Steps(*(column[rows] for column in self._columns()))
-
-    def between(self, first: int, last: int | None = None) -> Steps:
-        """Return the steps from `first` up to `last`."""
-        return Steps(*(column[:, first:last] for column in self._columns()))
+        return self.each(lambda column: column[rows])
 
     def to(self, device: torch.device | str) -> Steps:
         """Return the steps on a device."""
-        return Steps(*(c.to(device, non_blocking=True) for c in self._columns()))
+        return self.each(lambda column: column.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,8 @@ class Episodes:
     """Episodes with their answers.
 
     Attributes:
-        task, maps: see there. shown: the steps before anything is asked. steps: all of them, the
-            answers along the shortest paths.
+        task, maps: what they were drawn with and from.
+        shown: the steps before anything is asked. steps: all, answers along the shortest paths.
         recalls: int64 [B, R], cities asked for a hop. queries: int64 [B, Q, 2], source and target.
     """
 
@@ -124,49 +126,55 @@ def draw_episodes(task: Task, atlas: Atlas, count: int, random: np.random.Genera
     """Draw episodes: maps, what is shown of them, and what is asked.
 
     Queries are reachable pairs of at most `task.hops` hops, each number of hops as likely as any
-    other the map has. A map on which nothing can be asked (closures) asks from its first city to
-    its second, without labels; it is judged unreachable.
+    other the map has. Where nothing can be asked (closures) it is asked from the first city to the
+    second, without labels; that is judged unreachable.
     """
-    maps = task.maps(atlas, count, random)
+    sizes = task.cities, task.edges, task.symbols, task.closures
+    maps = draw_maps(atlas, count, random, *sizes)
     queries = _pairs(maps.hops, task.queries, task.hops, random)
     leaves = np.isfinite(maps.open_km).any(2)
     score = np.where(leaves, random.random(leaves.shape), 2.0).argsort(1, kind="stable")
-    ask = score[:, np.arange(task.recalls) % maps.cities]
-    ask = np.where(np.take_along_axis(leaves, ask, 1), ask, score[:, :1])
+    recalls = score[:, np.arange(task.recalls) % maps.cities]
+    recalls = np.where(np.take_along_axis(leaves, recalls, 1), recalls, score[:, :1])
     front = [_edges(maps, random) if task.show == "edges" else _solved(maps, task.shown, random)]
-    front += [_closures(maps)] if task.closures else []
-    front += [_blanks(count, task.delay)] if task.delay else []
-    shown = _joined(front)
-    asked = [_recalls(maps, ask, random)] if task.recalls else []
-    asked += [_answer(maps, queries[:, q], task) for q in range(task.queries)]
-    return Episodes(task, maps, _steps(shown), _steps(_joined([shown, *asked])), ask, queries)
+    front += [_closures(maps), _blanks(maps, task.delay)]
+    asked = [_recalls(maps, recalls, random)] if task.recalls else []
+    asked += [_answer(maps, queries[:, q], task.think) for q in range(task.queries)]
+    shown, steps = Steps.of(_joined(front)), Steps.of(_joined(front + asked))
+    return Episodes(task, maps, shown, steps, recalls, queries)
 
 
-Columns = dict[str, np.ndarray]
+def question(maps: Maps, here: np.ndarray, goal: np.ndarray, think: int) -> Columns:
+    """Return the steps that ask for a path from `here` to `goal` [B], and blanks to think."""
+    kind = np.full((len(maps), 1), ASK)
+    asks = _columns(maps, kind, here=here[:, None], goal=goal[:, None])
+    return _joined([asks, _blanks(maps, think)])
 
 
-def _columns(kind: np.ndarray, **given: np.ndarray) -> Columns:
-    empty = {name: np.zeros(kind.shape, np.int64) for name in ("here", "onward", "goal")}
-    empty |= {"km": np.zeros(kind.shape), "labels": np.full(kind.shape, IGNORE)}
-    return {"kind": kind} | empty | given
+def asking(maps: Maps, here: np.ndarray, goal: np.ndarray, going: np.ndarray) -> Columns:
+    """Return one step that asks for the next city; blank where not `going` [B]."""
+    kind = np.where(going, STEP, BLANK)[:, None]
+    return _columns(maps, kind, here=here[:, None], goal=goal[:, None])
 
 
-def _blanks(count: int, steps: int) -> Columns:
-    return _columns(np.full((count, steps), BLANK))
+def _columns(
+    maps: Maps, kind: np.ndarray, km: np.ndarray | float = 0.0, **cities: np.ndarray
+) -> Columns:
+    """Steps of kinds [B, T] that name cities [B, T] by their symbols, plus one; blank ones none."""
+    said, none = kind != BLANK, np.zeros(kind.shape, np.int64)
+    names = {"here": none, "onward": none, "goal": none}
+    for name, city in cities.items():
+        names[name] = np.where(said, np.take_along_axis(maps.symbols, city, 1) + 1, 0)
+    km = np.where(said, km, 0.0) / KM_UNIT
+    return {"kind": kind, **names, "km": km, "labels": np.full(kind.shape, IGNORE)}
+
+
+def _blanks(maps: Maps, steps: int) -> Columns:
+    return _columns(maps, np.full((len(maps), steps), BLANK))
 
 
 def _joined(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
-
-
-def _steps(columns: Columns) -> Steps:
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in columns.items()}
-    return Steps(**tensors | {"km": tensors["km"].float()})
-
-
-def _named(maps: Maps, city: np.ndarray) -> np.ndarray:
-    """The symbols, plus one, of cities [B, T]."""
-    return np.take_along_axis(maps.symbols, city, 1) + 1
 
 
 def _pairs(hops: np.ndarray, count: int, longest: int, random: np.random.Generator) -> np.ndarray:
@@ -185,93 +193,60 @@ def _pairs(hops: np.ndarray, count: int, longest: int, random: np.random.Generat
 
 def _edges(maps: Maps, random: np.random.Generator) -> Columns:
     """Every edge once, in random order."""
-    count, cities = len(maps), maps.cities
-    flat = maps.km.reshape(count, -1)
-    edges = int(np.isfinite(flat[0]).sum())
-    score = np.where(np.isfinite(flat), random.random(flat.shape), 2.0)
-    order = score.argsort(1, kind="stable")[:, :edges]
-    here, onward = np.divmod(order, cities)
-    km = np.take_along_axis(flat, order, 1) / KM_UNIT
-    named = {"here": _named(maps, here), "onward": _named(maps, onward)}
-    return _columns(np.full(order.shape, EDGE), km=km, **named)
+    flat = maps.km.reshape(len(maps), -1)
+    order = np.where(np.isfinite(flat), random.random(flat.shape), 2.0).argsort(1, kind="stable")
+    order = order[:, : int(np.isfinite(flat[0]).sum())]
+    return _hops(maps, EDGE, order, np.take_along_axis(flat, order, 1))
 
 
 def _closures(maps: Maps) -> Columns:
+    """Every closed edge once, without its length."""
     flat = maps.closed.reshape(len(maps), -1)
-    order = (~flat).argsort(1, kind="stable")[:, : int(flat[0].sum())]
+    return _hops(maps, CLOSED, (~flat).argsort(1, kind="stable")[:, : int(flat[0].sum())])
+
+
+def _hops(maps: Maps, kind: int, order: np.ndarray, km: np.ndarray | float = 0.0) -> Columns:
     here, onward = np.divmod(order, maps.cities)
-    named = {"here": _named(maps, here), "onward": _named(maps, onward)}
-    return _columns(np.full(order.shape, CLOSED), **named)
+    return _columns(maps, np.full(order.shape, kind), km, here=here, onward=onward)
+
+
+def _recalls(maps: Maps, asked: np.ndarray, random: np.random.Generator) -> Columns:
+    """Asks for a city one hop away; any of them may be the label."""
+    leads = np.isfinite(np.take_along_axis(maps.open_km, asked[..., None], 1))
+    answer = np.where(leads, random.random(leads.shape), -1.0).argmax(2)
+    label = np.where(leads.any(2), np.take_along_axis(maps.symbols, answer, 1), IGNORE)
+    return _columns(maps, np.full(asked.shape, RECALL), here=asked) | {"labels": label}
+
+
+def _along(onward: np.ndarray, here: np.ndarray, goal: np.ndarray) -> Iterator[tuple]:
+    """Each hop of the shortest paths from `here` to `goal` [B]: here, next, and who still goes."""
+    row = np.arange(len(onward))
+    while (going := (here != goal) & (onward[row, here, goal] >= 0)).any():
+        step = np.where(going, onward[row, here, goal], here)
+        yield here, step, going
+        here = step
 
 
 def _solved(maps: Maps, paths: int, random: np.random.Generator) -> Columns:
-    """Shortest paths of random pairs, on the map before closures, hop after hop."""
-    _, onward, hops = solve_before(maps)
-    pairs = _pairs(hops, paths, int(hops.max()), random)
-    lengths = np.take_along_axis(hops.reshape(len(hops), -1), _flat(maps, pairs), 1)
-    total = int(lengths.sum(1).max())
-    columns = _columns(np.full((len(maps), total), BLANK))
-    row, at = np.arange(len(maps)), total - lengths.sum(1)  # blanks first
-    for path in range(paths):
-        here, goal = pairs[:, path].T.copy()
-        for _ in range(int(lengths[:, path].max())):
-            going = here != goal
-            step = onward[row, here, goal]
-            where = row[going], at[going]
-            columns["kind"][where] = SOLVED
-            for name, city in (("here", here), ("onward", step), ("goal", goal)):
-                columns[name][where] = maps.symbols[row, city][going] + 1
-            columns["km"][where] = maps.km[row, here, step][going] / KM_UNIT
-            here, at = np.where(going, step, here), at + going
-    return columns
+    """Shortest paths of random pairs, on the map before closures, hop after hop, blanks first."""
+    _, onward, hops = solve(maps.km) if maps.closed.any() else (None, maps.onward, maps.hops)
+    parts, row = [], np.arange(len(maps))
+    for source, goal in _pairs(hops, paths, int(hops.max()), random).transpose(1, 2, 0):
+        for here, step, going in _along(onward, source, goal):
+            kind, km = np.where(going, SOLVED, BLANK), maps.km[row, here, step]
+            named = {"here": here[:, None], "onward": step[:, None], "goal": goal[:, None]}
+            parts.append(_columns(maps, kind[:, None], km[:, None], **named))
+    columns = _joined(parts)
+    said = columns["kind"] != BLANK
+    order = said.argsort(1, kind="stable")[:, -said.sum(1).max() :]
+    return {name: np.take_along_axis(column, order, 1) for name, column in columns.items()}
 
 
-def solve_before(maps: Maps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the shortest paths before anything was closed; see `atlas.solve`."""
-    return solve(maps.km) if maps.closed.any() else (maps.togo, maps.onward, maps.hops)
-
-
-def _flat(maps: Maps, pairs: np.ndarray) -> np.ndarray:
-    return pairs[..., 0] * maps.cities + pairs[..., 1]
-
-
-def _recalls(maps: Maps, ask: np.ndarray, random: np.random.Generator) -> Columns:
-    """Asks for a city one hop away; any of them may be the label."""
-    leads = np.isfinite(np.take_along_axis(maps.open_km, ask[..., None], 1))
-    answer = np.where(leads, random.random(leads.shape), -1.0).argmax(2)
-    label = np.where(leads.any(2), np.take_along_axis(maps.symbols, answer, 1), IGNORE)
-    return _columns(np.full(ask.shape, RECALL), here=_named(maps, ask), labels=label)
-
-
-def _answer(maps: Maps, query: np.ndarray, task: Task) -> Columns:
+def _answer(maps: Maps, query: np.ndarray, think: int) -> Columns:
     """A query with the shortest path as its answer."""
-    row, (here, goal) = np.arange(len(maps)), query.T.copy()
-    longest = int(maps.hops[row, here, goal].max())
-    parts = [question(maps, here, goal, task.think)] if task.think else []
-    for _ in range(longest):
-        going = (here != goal) & (maps.onward[row, here, goal] >= 0)
-        step = np.where(going, maps.onward[row, here, goal], here)
-        label = np.where(going, maps.symbols[row, step], IGNORE)
+    source, goal = query.T
+    parts = [question(maps, source, goal, think) if think else _blanks(maps, 0)]
+    for here, step, going in _along(maps.onward, source, goal):
+        label = np.where(going, maps.symbols[np.arange(len(maps)), step], IGNORE)
         parts.append(asking(maps, here, goal, going) | {"labels": label[:, None]})
-        here = step
-    return _joined(parts) if parts else _blanks(len(maps), 0)
-
-
-def question(maps: Maps, here: np.ndarray, goal: np.ndarray, think: int) -> Columns:
-    """Return the steps that ask for a path from `here` to `goal` [B], and blanks to think."""
-    asks = asking(maps, here, goal, np.ones(len(maps), bool)) | {
-        "kind": np.full((len(maps), 1), ASK)
-    }
-    return _joined([asks, _blanks(len(maps), think)])
-
-
-def asking(maps: Maps, here: np.ndarray, goal: np.ndarray, going: np.ndarray) -> Columns:
-    """Return one step that asks for the next city; blank where not `going`."""
-    named = {"here": _named(maps, here[:, None]), "goal": _named(maps, goal[:, None])}
-    named = {name: np.where(going[:, None], symbol, 0) for name, symbol in named.items()}
-    return _columns(np.where(going, STEP, BLANK)[:, None], **named)
-
-
-def varied(task: Task, **dials: Any) -> Task:
-    """Return a task with some dials turned."""
-    return replace(task, **dials)
+    return _joined(parts)

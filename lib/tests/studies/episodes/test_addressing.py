@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from studies.episodes.addressing import aimed, allocated, by_content, sharpened, shifted, written
-from studies.episodes.dnc import latest, linked, retention, used
+from studies.episodes.dnc import allocation, linked, used
+from studies.episodes.ntm import content_weights, sharpen, shift, write
 
 LEFT, STAY, ON = torch.eye(3, dtype=torch.float64)
 fractions = st.floats(0, 1, allow_subnormal=False)
@@ -35,10 +35,10 @@ def cosine(memory: Tensor, keys: Tensor, masks: Tensor) -> Tensor:
     )
 
 
-def test_by_content_is_a_softmax_of_cosines():
+def test_content_weights_are_a_softmax_of_cosines():
     memory, keys, strengths = numbers(3, 7, 5), numbers(3, 2, 5, seed=1), numbers(3, 2, seed=2)
     expected = (cosine(memory, keys, torch.ones_like(keys)) * strengths[..., None]).softmax(-1)
-    found = by_content(memory, aimed(keys, strengths))
+    found = content_weights(memory, keys, strengths)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -46,24 +46,24 @@ def test_masks_hide_parts_of_key_and_slot():
     memory, keys, strengths = numbers(3, 7, 5), numbers(3, 2, 5, seed=1), numbers(3, 2, seed=2)
     masks = numbers(3, 2, 5, seed=3).sigmoid()
     expected = (cosine(memory, keys, masks) * strengths[..., None]).softmax(-1)
-    found = by_content(memory, aimed(keys, strengths, masks), masks)
+    found = content_weights(memory, keys, strengths, masks)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     open_ = torch.ones_like(masks)
-    both = by_content(memory, aimed(keys, strengths, open_), open_)
-    torch.testing.assert_close(both, by_content(memory, aimed(keys, strengths)))
+    both = content_weights(memory, keys, strengths, open_)
+    torch.testing.assert_close(both, content_weights(memory, keys, strengths))
 
 
 def test_a_great_strength_picks_the_nearest_slot():
     memory = numbers(4, 6, 5)
     keys = memory[torch.arange(4), [5, 0, 2, 2]][:, None] * 0.3
-    found = by_content(memory, aimed(keys, torch.full((4, 1), 500.0, dtype=torch.float64)))
+    found = content_weights(memory, keys, torch.full((4, 1), 500.0, dtype=torch.float64))
     assert found.argmax(-1).flatten().tolist() == [5, 0, 2, 2]
     assert found.amax(-1).min() > 0.99
 
 
 def test_an_empty_memory_is_looked_up_evenly_with_a_gentle_gradient():
     memory = torch.zeros(1, 4, 3, requires_grad=True)
-    found = by_content(memory, aimed(torch.ones(1, 1, 3), torch.ones(1, 1)))
+    found = content_weights(memory, torch.ones(1, 1, 3), torch.ones(1, 1))
     torch.testing.assert_close(found, torch.full((1, 1, 4), 0.25))
     found[0, 0, 0].backward()
     assert memory.grad.abs().max() < 1e3
@@ -73,8 +73,8 @@ def test_a_shift_moves_round_and_wraps():
     slots = 5
     for at in range(slots):
         stands = one_hot(at, slots)
-        for shift, goes in ((LEFT, at - 1), (STAY, at), (ON, at + 1)):
-            found = shifted(stands, shift[None])
+        for move, goes in ((LEFT, at - 1), (STAY, at), (ON, at + 1)):
+            found = shift(stands, move[None])
             torch.testing.assert_close(found, one_hot(goes % slots, slots))
     spread, shifts = weights(2, 3, 6), weights(2, 3, 3, seed=1)
     expected = torch.zeros_like(spread)
@@ -83,15 +83,15 @@ def test_a_shift_moves_round_and_wraps():
             if (i - j) % 6 in (5, 0, 1):
                 by = {5: 0, 0: 1, 1: 2}[(i - j) % 6]
                 expected[..., i] += spread[..., j] * shifts[..., by]
-    torch.testing.assert_close(shifted(spread, shifts), expected)
+    torch.testing.assert_close(shift(spread, shifts), expected)
 
 
 def test_sharpening():
     spread = weights(2, 3, 6)
     one = torch.ones(2, 3, dtype=torch.float64)
-    torch.testing.assert_close(sharpened(spread, one), spread)
+    torch.testing.assert_close(sharpen(spread, one), spread)
     expected = spread**2.5 / (spread**2.5).sum(-1, keepdim=True)
-    torch.testing.assert_close(sharpened(spread, 2.5 * one), expected)
+    torch.testing.assert_close(sharpen(spread, 2.5 * one), expected)
 
 
 @pytest.mark.parametrize("power", [1.0, 30.0, 1e4])
@@ -99,7 +99,7 @@ def test_sharpening_zeros_gives_no_nan(power):
     for row in ([0.0, 0, 0, 0], [1.0, 0, 0, 0], [1e-30, 1e-20, 0, 0]):
         spread = torch.tensor([row], requires_grad=True)
         powers = torch.tensor([power], requires_grad=True)
-        found = sharpened(spread, powers)
+        found = sharpen(spread, powers)
         found[0, 0].backward()
         torch.testing.assert_close(found.sum(), torch.tensor(1.0))
         assert spread.grad.isfinite().all() and powers.grad.isfinite().all()
@@ -108,17 +108,17 @@ def test_sharpening_zeros_gives_no_nan(power):
 def test_room_is_allocated_by_the_formula():
     usage = torch.tensor([[0.5, 0.1, 0.9, 0.3]], dtype=torch.float64)
     expected = torch.tensor([[0.015, 0.9, 0.0015, 0.07]], dtype=torch.float64)
-    torch.testing.assert_close(allocated(usage), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(allocation(usage), expected, atol=1e-5, rtol=0)
     empty = torch.zeros(1, 4, dtype=torch.float64)
-    torch.testing.assert_close(allocated(empty), one_hot(0, 4), atol=1e-5, rtol=0)
-    assert allocated(torch.ones(1, 4)).abs().max() < 1e-5
+    torch.testing.assert_close(allocation(empty), one_hot(0, 4), atol=1e-5, rtol=0)
+    assert allocation(torch.ones(1, 4)).abs().max() < 1e-5
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows)
 def test_room_allocated_is_one_less_the_product_of_usages(row):
     usage = torch.tensor([row], dtype=torch.float64)
-    found = allocated(usage)
+    found = allocation(usage)
     torch.testing.assert_close(found.sum(), 1 - usage.prod(), atol=2e-5, rtol=0)
     assert found.min() >= 0 and found.max() <= 1
     assert usage[0, found.argmax()] <= usage.min() + 2e-5 or found.max() < 1e-4
@@ -126,27 +126,22 @@ def test_room_allocated_is_one_less_the_product_of_usages(row):
 
 def test_gradients_of_addressing():
     power = (1 + numbers(2, 3, seed=1).abs()).requires_grad_()
-    assert torch.autograd.gradcheck(sharpened, (weights(2, 3, 5, grad=True), power))
-    assert torch.autograd.gradcheck(shifted, (weights(2, 3, 5, grad=True), weights(2, 3, 3)))
+    assert torch.autograd.gradcheck(sharpen, (weights(2, 3, 5, grad=True), power))
+    assert torch.autograd.gradcheck(shift, (weights(2, 3, 5, grad=True), weights(2, 3, 3)))
     # Away from ties: there the order changes, and the slope with it.
-    assert torch.autograd.gradcheck(allocated, (weights(3, 5, grad=True),), eps=1e-7)
+    assert torch.autograd.gradcheck(allocation, (weights(3, 5, grad=True),), eps=1e-7)
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-def test_heads_erase_and_then_add(heads):
-    memory, where = numbers(2, 6, 4), numbers(2, heads, 6, seed=1).sigmoid()
-    erase, add = numbers(2, heads, 4, seed=2).sigmoid(), numbers(2, heads, 4, seed=3)
-    expected = memory.clone()
-    for r in range(heads):
-        expected *= 1 - where[:, r, :, None] * erase[:, r, None]
-    for r in range(heads):
-        expected += where[:, r, :, None] * add[:, r, None]
-    torch.testing.assert_close(written(memory, where, erase, add), expected)
+def test_a_head_erases_and_then_adds():
+    memory, where = numbers(2, 6, 4), numbers(2, 1, 6, seed=1).sigmoid()
+    erase, add = numbers(2, 1, 4, seed=2).sigmoid(), numbers(2, 1, 4, seed=3)
+    expected = memory * (1 - where[:, 0, :, None] * erase) + where[:, 0, :, None] * add
+    torch.testing.assert_close(write(memory, where, erase, add), expected)
 
 
 def test_writing_at_a_slot_replaces_it_and_no_other():
     memory, add = numbers(1, 6, 4), numbers(1, 1, 4, seed=1)
-    after = written(memory, one_hot(2, 6)[None], torch.ones_like(add), add)
+    after = write(memory, one_hot(2, 6)[None], torch.ones_like(add), add)
     torch.testing.assert_close(after[0, 2], add[0, 0])
     others = [0, 1, 3, 4, 5]
     torch.testing.assert_close(after[0, others], memory[0, others])
@@ -156,8 +151,8 @@ def test_links_follow_the_order_of_writing():
     slots = 4
     link, last = torch.zeros(1, slots, slots).double(), torch.zeros(1, slots).double()
     for slot in (2, 0, 3):
-        write = one_hot(slot, slots)
-        link, last = linked(link, last, write), latest(last, write)
+        writer = one_hot(slot, slots)
+        link, last = linked(link, last, writer)
     expected = torch.zeros_like(link)
     expected[0, 0, 2] = expected[0, 3, 0] = 1
     assert torch.equal(link, expected)
@@ -166,15 +161,15 @@ def test_links_follow_the_order_of_writing():
 
 def test_a_link_by_the_formula():
     link, last = weights(2, 5, 5) * 0.3, weights(2, 5, seed=1)
-    write = 0.8 * weights(2, 5, seed=2)
+    writer = 0.8 * weights(2, 5, seed=2)
     expected = torch.zeros_like(link)
     for i in range(5):
         for j in range(5):
             if i != j:
-                stays = 1 - write[:, i] - write[:, j]
-                expected[:, i, j] = stays * link[:, i, j] + write[:, i] * last[:, j]
-    torch.testing.assert_close(linked(link, last, write), expected)
-    assert torch.autograd.gradcheck(linked, tuple(t.requires_grad_() for t in (link, last, write)))
+                stays = 1 - writer[:, i] - writer[:, j]
+                expected[:, i, j] = stays * link[:, i, j] + writer[:, i] * last[:, j]
+    torch.testing.assert_close(linked(link, last, writer)[0], expected)
+    assert torch.autograd.gradcheck(linked, tuple(t.requires_grad_() for t in (link, last, writer)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -182,12 +177,12 @@ def test_a_link_by_the_formula():
 def test_links_and_usage_stay_within_bounds(writes):
     slots = 5
     link, last = torch.zeros(1, slots, slots).double(), torch.zeros(1, slots).double()
-    usage, write = torch.zeros(1, slots).double(), torch.zeros(1, slots).double()
+    usage, writer = torch.zeros(1, slots).double(), torch.zeros(1, slots).double()
     for seed, gate in writes:
-        stays = retention(numbers(1, 2, seed=seed + 1).sigmoid(), weights(1, 2, slots, seed=seed))
-        usage = used(usage, write, stays)
-        write = gate * (3 * numbers(1, slots, seed=seed)).softmax(-1)
-        link, last = linked(link, last, write), latest(last, write)
+        free, read = numbers(1, 2, seed=seed + 1).sigmoid(), weights(1, 2, slots, seed=seed)
+        usage, _ = used(usage, writer, free, read)
+        writer = gate * (3 * numbers(1, slots, seed=seed)).softmax(-1)
+        link, last = linked(link, last, writer)
         assert last.min() >= 0 and last.sum() <= 1 + 1e-9
         assert link.min() >= -1e-12
         assert link.sum(1).max() <= 1 + 1e-9 and link.sum(2).max() <= 1 + 1e-9
@@ -196,11 +191,10 @@ def test_links_and_usage_stay_within_bounds(writes):
 
 
 def test_usage_grows_by_writing_and_is_freed_by_reading():
-    half = torch.tensor([[0.5, 0.0, 1.0]])
-    none = retention(torch.zeros(1, 2), weights(1, 2, 3).float())
-    torch.testing.assert_close(none, torch.ones(1, 3))
-    found = used(half, torch.tensor([[0.5, 0.25, 0.25]]), none)
-    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25, 1.0]]))
-    read = torch.tensor([[[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]])
-    stays = retention(torch.tensor([[1.0, 0.5]]), read)
-    torch.testing.assert_close(stays, torch.tensor([[0.75, 0.75, 0.0]]))
+    half, read = torch.tensor([[0.5, 0.0, 1.0]]), torch.tensor([[[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]])
+    usage, retention = used(half, torch.tensor([[0.5, 0.25, 0.25]]), torch.zeros(1, 2), read)
+    torch.testing.assert_close(retention, torch.ones(1, 3))
+    torch.testing.assert_close(usage, torch.tensor([[0.75, 0.25, 1.0]]))
+    usage, retention = used(half, torch.zeros(1, 3), torch.tensor([[1.0, 0.5]]), read)
+    torch.testing.assert_close(retention, torch.tensor([[0.75, 0.75, 0.0]]))
+    torch.testing.assert_close(usage, half * retention)

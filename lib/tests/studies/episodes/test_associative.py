@@ -1,4 +1,4 @@
-"""The Associative LSTM: its store, its cell and the interface."""
+"""The Associative LSTM: its keys in many orders, its cell and the interface."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from studies.episodes import assert_pieces_agree, blanked, numbers_held, swapped
-from studies.episodes.associative import AssociativeLSTM, bounded, permuted, recall, write
-from studies.episodes.holographic import random_keys
+from studies.episodes.associative import AssociativeLSTM, Permuted, bounded
+from studies.memory.holographic import random_keys
+from studies.memory.streams import assert_pieces_agree, numbers_held
+
+
+def swapped(reads: torch.Tensor) -> torch.Tensor:
+    """Each stream's reads from the stream before it."""
+    return reads.roll(1, 0)
 
 
 def made(copies=3, width=5, hidden=4) -> AssociativeLSTM:
@@ -23,33 +28,12 @@ def stream(batch=3, steps=12, width=5, seed=2):
     return torch.randn(batch, steps, width, dtype=torch.float64, generator=generator)
 
 
-def noise(copies: int, pairs: int = 20, n: int = 128, trials: int = 25) -> float:
-    """Return the mean energy per component of what comes back beside the value."""
-    generator, measured = torch.Generator().manual_seed(copies), []
-    for _ in range(trials):
-        keys, values = random_keys("fhrr", (2, pairs, n), generator)
-        orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(copies)])
-        cell = torch.zeros(copies, n, dtype=keys.dtype)
-        for key, value in zip(permuted(keys, orders), values, strict=True):
-            cell = write(cell, key, value)
-        back = recall(cell, permuted(keys.conj(), orders))
-        measured.append((back - values).abs().square().mean())
-    return float(torch.stack(measured).mean())
-
-
-@pytest.mark.parametrize(("copies", "expected"), [(1, 19.2), (4, 4.83), (32, 0.757)])
-def test_copies_lessen_the_noise_by_their_law(copies, expected):
-    measured = noise(copies)
-    assert measured == pytest.approx(19 / copies * (1 + (copies - 1) / 128), rel=0.04)
-    assert measured == pytest.approx(expected, rel=0.04)
-
-
-def test_one_pair_comes_back_exactly():
-    torch.manual_seed(0)
-    keys, values = random_keys("fhrr", (2, 1, 16))
-    orders = torch.stack([torch.randperm(16) for _ in range(3)])
-    cell = write(torch.zeros(3, 16) + 0j, permuted(keys[0], orders), values[0])
-    torch.testing.assert_close(recall(cell, permuted(keys[0].conj(), orders)), values[0])
+def test_one_pair_comes_back_exactly_from_copies():
+    generator = torch.Generator().manual_seed(0)
+    keys, values = random_keys("fhrr", (2, 1, 16), generator)
+    orders = torch.stack([torch.randperm(16, generator=generator) for _ in range(3)])
+    key = Permuted.apply(keys[0], orders)
+    torch.testing.assert_close((key.conj() * (key * values[0])).mean(-2), values[0])
 
 
 @given(st.integers(0, 2**31), st.floats(0, 1e6))
@@ -74,11 +58,11 @@ def test_permutations_move_both_parts_alike():
     torch.manual_seed(0)
     orders = torch.stack([torch.randperm(9) for _ in range(4)])
     z = torch.randn(2, 9, dtype=torch.complex128, requires_grad=True)
-    moved = permuted(z, orders)
+    moved = Permuted.apply(z, orders)
     for copy, order in enumerate(orders):
         assert torch.equal(moved[:, copy].real, z.real[:, order])
         assert torch.equal(moved[:, copy].imag, z.imag[:, order])
-    assert gradcheck(lambda z: permuted(z, orders), z)
+    assert gradcheck(lambda z: Permuted.apply(z, orders), z)
     model = made(copies=5)
     assert (model.permutations.sort(-1).values == torch.arange(4)).all()
     assert "permutations" in model.state_dict()
@@ -131,7 +115,7 @@ def test_a_blanked_memory_tells_nothing():
     h, cell = model(x)[1]
     other = (h, torch.randn_like(cell))
     assert not torch.allclose(model(x, (h, cell))[0], model(x, other)[0])
-    model.tap = blanked
+    model.tap = torch.zeros_like
     torch.testing.assert_close(model(x, (h, cell))[0], model(x, other)[0], atol=1e-12, rtol=0)
     assert not torch.allclose(model(x)[0], model(-x)[0]), "the input of a step still counts"
 

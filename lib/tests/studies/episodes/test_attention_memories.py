@@ -10,12 +10,16 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from studies.episodes.compressive import Compressive
-from studies.episodes.core import assert_pieces_agree, blanked, numbers_held, swapped
+from studies.episodes.attention import Transformer
 from studies.episodes.memorizing import Memorizing
-from studies.episodes.segments import Segmented
-from studies.episodes.transformer import Transformer
-from studies.episodes.xl import TransformerXL
+from studies.episodes.transformer_xl import Compressive, TransformerXL
+from studies.memory.streams import assert_pieces_agree, numbers_held
+
+
+def swapped(reads: torch.Tensor) -> torch.Tensor:
+    """Each stream's reads from the stream before it."""
+    return reads.roll(1, 0)
+
 
 WIDTH, SEGMENT = 8, 4
 XL = partial(TransformerXL, segment=SEGMENT, memory=6)
@@ -23,9 +27,8 @@ MODELS = {
     "transformer": Transformer,
     "xl": XL,
     "no memory": partial(XL, memory=0),
-    "conv": partial(Compressive, segment=SEGMENT, memory=4, compressed=3),
-    "mean": partial(Compressive, segment=SEGMENT, memory=2, compressed=3, how="mean"),
-    "max": partial(Compressive, segment=SEGMENT, memory=0, compressed=3, rate=4, how="max"),
+    "compressive": partial(Compressive, segment=SEGMENT, memory=4, compressed=3),
+    "no recent memory": partial(Compressive, segment=SEGMENT, memory=0, compressed=3, rate=4),
     "memorizing": partial(Memorizing, segment=SEGMENT, memory=10, k=3),
 }
 WITH_MEMORY = [name for name in MODELS if name not in ("transformer", "no memory")]
@@ -56,7 +59,7 @@ def test_wrong_sizes_are_refused(wrong):
         XL(**{"width": 8, **wrong})
 
 
-@pytest.mark.parametrize("tap", [None, blanked, swapped])
+@pytest.mark.parametrize("tap", [None, torch.zeros_like, swapped])
 @pytest.mark.parametrize("name", MODELS)
 def test_pieces_agree(name, tap):
     model = made(name)
@@ -96,7 +99,7 @@ def test_what_is_held_grows_only_where_it_says_so(name):
     for piece in x.split(5, 1):
         _, state = model(piece, state)
         held.append(numbers_held(state))
-    assert (len(set(held)) > 1) == model.grows
+    assert (len(set(held)) > 1) == (name == "transformer")
     assert all(leaf.shape[0] == 2 for leaf in tree_leaves(state) if torch.is_tensor(leaf))
 
 
@@ -154,7 +157,7 @@ def test_a_blanked_memory_tells_nothing_and_a_swapped_one_tells_of_another(name)
     assert (own - other).abs().max() > 1e-3
     model.tap = swapped
     torch.testing.assert_close(model(now, state)[0], other)
-    model.tap = blanked
+    model.tap = torch.zeros_like
     assert torch.equal(model(now, state)[0], model(now, turned)[0])
 
 
@@ -179,25 +182,24 @@ def test_gradients_flow_within_a_segment_from_piece_to_piece(name):
             output, state = model(piece, state)
             outputs.append(output)
         loss = (torch.cat(outputs, 1) * stream(24, seed=9)).sum()
-        gradients.append(torch.autograd.grad(loss, [x, model.content, model.norm.weight]))
+        gradients.append(torch.autograd.grad(loss, [x, model.u, model.norm.weight]))
     for whole, pieces in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, pieces)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_operations_are_as_counted(name):
-    model, x = made(name), stream(32, 4)
-    n, keys = SEGMENT, 33
+    model, x = made(name), stream(64, 4)
+    n, keys = (1, 64 + 1) if name == "transformer" else (SEGMENT, SEGMENT)
     with torch.no_grad():
         _, state = model(x)
-        if not model.grows:
-            keys = model.earlier(state.memory)[0].shape[1] + n
+        if name != "transformer":
+            keys += model.earlier(state.memory)[0].shape[1]
         with FlopCounterMode(display=False) as counter:
-            model(x[:, :1] if model.grows else x[:, :n], state)
-    steps = 4 if model.grows else 4 * n
+            model(x[:, :n], state)
     shared = 2 * len(model.layers) * keys * WIDTH**2
-    expected = model.flops_per_step(32) if model.grows else model.flops_per_step()
-    assert counter.get_total_flops() - shared == pytest.approx(steps * expected, abs=steps)
+    expected = 4 * n * model.flops_per_step()
+    assert counter.get_total_flops() - shared == pytest.approx(expected, abs=4 * n)
 
 
 # --- the full transformer and Transformer-XL ----------------------------------------------------
@@ -205,7 +207,7 @@ def test_operations_are_as_counted(name):
 
 def test_a_transformer_blanked_sees_each_step_alone():
     model, x = made("transformer"), stream(12)
-    model.tap = blanked
+    model.tap = torch.zeros_like
     alone = torch.cat([model(step)[0] for step in x.split(1, 1)], 1)
     torch.testing.assert_close(model(x)[0], alone)
 
@@ -213,14 +215,14 @@ def test_a_transformer_blanked_sees_each_step_alone():
 @pytest.mark.parametrize("segment", [1, 3, 8, 40])
 def test_segments_that_remember_everything_are_one_full_pass(segment):
     full, x = made("transformer", layers=3), stream(30)
-    model = TransformerXL(WIDTH, 12, 3, 2, segment=segment, memory=30).double()
+    model = TransformerXL(WIDTH, segment, 30, hidden=12, layers=3, heads=2).double()
     model.load_state_dict(full.state_dict())
     torch.testing.assert_close(model(x)[0], full(x)[0], atol=1e-12, rtol=0)
 
 
 def test_reach_is_the_segment_and_a_memory_for_each_layer():
     torch.manual_seed(0)
-    model = TransformerXL(WIDTH, 12, 3, 2, segment=8, memory=8).double()
+    model = TransformerXL(WIDTH, 8, 8, hidden=12, layers=3, heads=2).double()
     x, end = stream(48, 1), 47
     with torch.no_grad():
         base, changed = model(x)[0][0, end], []
@@ -252,8 +254,3 @@ def test_the_memory_may_be_changed_between_streams():
     model.memory = -1
     with pytest.raises(ValueError, match="memory"):
         model(x)
-
-
-def test_the_segmented_models_share_one_interface():
-    for name in WITH_MEMORY:
-        assert isinstance(made(name), Segmented) and not made(name).grows

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from studies.episodes.compressive import Compressive, reconstruction_loss
-from studies.episodes.xl import TransformerXL
+from studies.episodes.transformer_xl import Compressive, TransformerXL, reconstruction_loss
 
 WIDTH = 8
 
@@ -15,7 +14,7 @@ WIDTH = 8
 def made(**dials) -> Compressive:
     torch.manual_seed(0)
     sizes = {"layers": 2, "heads": 2, "segment": 4, "memory": 4, "compressed": 6, **dials}
-    return Compressive(WIDTH, 12, **sizes).double()
+    return Compressive(WIDTH, hidden=12, **sizes).double()
 
 
 def stream(steps: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
@@ -34,28 +33,23 @@ def as_identity(model: Compressive) -> Compressive:
 @pytest.mark.parametrize("memory", [0, 3, 4, 7])
 def test_compressing_nothing_is_transformer_xl_with_both_memories(memory):
     model = as_identity(made(memory=memory, rate=1))
-    plain = TransformerXL(WIDTH, 12, 2, 2, segment=4, memory=memory + 6).double()
+    plain = TransformerXL(WIDTH, 4, memory + 6, hidden=12, layers=2, heads=2).double()
     plain.load_state_dict(model.state_dict(), strict=False)
     x = stream(40)
     torch.testing.assert_close(model(x)[0], plain(x)[0], atol=1e-12, rtol=0)
     assert model.reconstruction == 0
 
 
-@pytest.mark.parametrize("how", ["conv", "mean", "max"])
-def test_what_leaves_the_memory_is_compressed_in_order(how):
-    model, x = made(how=how, memory=6), stream(28)
-    _, state = model(x)
+def test_what_leaves_the_memory_is_compressed_in_order():
+    model, x = made(memory=6), stream(28)
+    compressed, recent = model(x)[1].memory
     # The first layer's inputs are the stream: 6 of 28 steps are kept, the 12 before them are 6.
-    torch.testing.assert_close(state.memory.recent.rows[0], x[:, 22:])
-    old = x[:, 10:22].transpose(1, 2)
-    if how == "conv":
-        layer = model.compressors[0]
-        weight = layer.weight.unflatten(1, (2, WIDTH)).transpose(1, 2)
-        expected = F.conv1d(old, weight, layer.bias, stride=2)
-    else:
-        expected = (F.avg_pool1d if how == "mean" else F.max_pool1d)(old, 2)
-    torch.testing.assert_close(state.memory.compressed.rows[0], expected.transpose(1, 2))
-    assert (state.memory.compressed.held, state.memory.recent.held) == (6, 6)
+    torch.testing.assert_close(recent.rows[0], x[:, 22:])
+    layer = model.compressors[0]
+    weight = layer.weight.unflatten(1, (2, WIDTH)).transpose(1, 2)
+    expected = F.conv1d(x[:, 10:22].transpose(1, 2), weight, layer.bias, stride=2)
+    torch.testing.assert_close(compressed.rows[0], expected.transpose(1, 2))
+    assert (compressed.held, recent.held) == (6, 6)
 
 
 def test_the_reconstruction_teaches_the_compressor_only():
@@ -132,7 +126,7 @@ def test_training_the_compressor_reconstructs_better():
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("wrong", [{"segment": 5}, {"memory": 5}, {"how": "sum"}, {"rate": 0}])
+@pytest.mark.parametrize("wrong", [{"segment": 5}, {"memory": 5}, {"rate": 0}])
 def test_wrong_dials_are_refused(wrong):
     with pytest.raises(ValueError):
         made(**wrong)
@@ -141,7 +135,7 @@ def test_wrong_dials_are_refused(wrong):
 def test_a_memory_changed_between_streams_is_checked():
     model, x = made(), stream(20)
     model.memory, model.compressed = 6, 0
-    assert model(x)[1].memory.recent.rows[0].shape[1] == 6
+    assert model(x)[1].memory[1].rows[0].shape[1] == 6
     model.memory = 3
     with pytest.raises(ValueError, match="remainder"):
         model(x)

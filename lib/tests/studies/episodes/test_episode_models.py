@@ -14,12 +14,13 @@ from citypaths.training import loop as train_module
 from citypaths.training.checkpoints import load_trained
 from citypaths.training.loop import TrainSettings, train
 from citypaths.training.recipes import arms, recipe
-from studies.episodes import LSTM, MEMORIES, make_memory, study
+from studies.episodes import MEMORIES, study
 from studies.episodes import __main__ as command
-from studies.episodes.atlas import Atlas
 from studies.episodes.exam import answer
-from studies.episodes.model import EpisodeModel, Lessons
-from studies.episodes.task import STEP, Episodes, Task, varied
+from studies.episodes.maps import Atlas
+from studies.episodes.model import EpisodeModel, Lessons, make_memory
+from studies.episodes.task import STEP, Episodes, Task
+from studies.memory.streams import LSTM
 
 SMALL = {"width": 16, "hidden": 12, "symbols": 12}
 TASK = Task(cities=6, symbols=12, queries=2, recalls=3, closures=1, delay=2)
@@ -45,16 +46,17 @@ def model(request) -> EpisodeModel:
 
 def test_steps_read_in_pieces_are_steps_read_at_once(model, episodes):
     with torch.no_grad():
-        whole, state = model(episodes.steps), None
+        whole, state = model(episodes.steps)[0], None
         for t in range(whole.shape[1]):
-            logits, state = model.read(episodes.steps.between(t, t + 1), state)
+            step = episodes.steps.each(lambda column: column[:, t : t + 1])  # noqa: B023
+            logits, state = model(step, state)
             assert torch.allclose(logits[:, 0], whole[:, t], atol=1e-4)
 
 
 def test_the_first_city_answered_is_the_likeliest_after_the_question(model, episodes):
     found = answer(model, episodes)
     with torch.no_grad():
-        logits = model(episodes.steps)
+        logits, _ = model(episodes.steps)
     shown, maps = episodes.shown.kind.shape[1], episodes.maps
     first = shown + TASK.recalls
     assert (episodes.steps.kind[:, first] == STEP).all()
@@ -70,7 +72,7 @@ def test_a_tap_works_from_the_first_question_on_and_is_taken_off(model, episodes
     answer(model, episodes, lambda reads: calls.append(reads.shape) or torch.zeros_like(reads))
     assert model.memory.tap is None and model.memory.rounding is None
     assert all(shape[0] == 6 for shape in calls) and (bool(calls) or isinstance(model.memory, LSTM))
-    again = answer(model, episodes, dtype=torch.bfloat16)
+    again = answer(model, episodes, rounding=torch.bfloat16)
     assert model.memory.rounding is None and again.paths.shape == plain.paths.shape
     assert np.array_equal(answer(model, episodes).paths, plain.paths)
 
@@ -78,7 +80,11 @@ def test_a_tap_works_from_the_first_question_on_and_is_taken_off(model, episodes
 @pytest.mark.parametrize("kind", ["lstm", "compressive", "dnc", "associative"])
 def test_a_stopped_training_ends_with_the_same_bits(atlas, tmp_path, monkeypatch, kind, episodes):
     lessons = Lessons(TASK, atlas, 4)
-    options, watch = {"kind": kind, **SMALL}, study.watched(episodes)
+    options = {"kind": kind, **SMALL}
+
+    def watch(model):
+        return study.marks(episodes, answer(model, episodes))
+
     monkeypatch.setattr(train_module, "LOG_EVERY", 1)
     whole = train("episodes", lessons, tmp_path / "whole", SHORT, options, watch)
 
@@ -94,13 +100,12 @@ def test_a_stopped_training_ends_with_the_same_bits(atlas, tmp_path, monkeypatch
     assert all(torch.equal(a, b) for a, b in weights)
     loaded = load_trained(tmp_path / "whole", atlas)
     with torch.no_grad():
-        assert torch.equal(loaded(episodes.steps), whole.model.eval()(episodes.steps))
+        assert torch.equal(loaded(episodes.steps)[0], whole.model.eval()(episodes.steps)[0])
 
 
 def test_lessons_draw_every_dial_up_to_its_end(atlas):
-    lessons = Lessons(varied(TASK, cities=8, closures=3), atlas, 2, least=4)
-    batches = lessons.batches(TrainSettings(steps=100), "cpu")
-    tasks = [batches.task(step, np.random.default_rng(step)) for step in range(100)]
+    lessons = Lessons(TASK.varied(cities=8, closures=3), atlas, 2, least=4)
+    tasks = [lessons.drawn(min(1, t / 50), np.random.default_rng(t)) for t in range(100)]
     assert {t.cities for t in tasks[:5]} == {4} and {t.cities for t in tasks[50:]} == set(
         range(4, 9)
     )
@@ -129,23 +134,41 @@ def test_an_untrained_model_goes_through_all_exams(atlas, episodes):
         for kind in ("lstm", "dnc")
         for seed in (0, 1)
     }
-    exams = study.sizes_of_map(TASK, atlas, (4, 6), 5) | study.shown_paths(TASK, atlas, (2, 4), 5)
-    exams |= study.disturbed(TASK, atlas, 5, (1,), (3,))
-    rows = study.examine(models, exams) + study.floor_rows(exams)
-    assert len(rows) == 4 * 6 + 2 * 6
+    japan = Atlas(atlas.lat, atlas.lon, "Japan")
+    exams = study.exams(TASK, atlas, japan, 5)
+    rows = study.examine(models, exams)
+    assert len(rows) == 4 * 12 + 2 * 12
+    assert {row["shown"] for row in rows} == {None, 2, 6, 12, 24}
+    assert {row["cities"] for row in rows} == {4, 6, 8, 12}
+    assert {row["subset"] for row in rows} == {"", "1 closed", "3 closed", "delay 64", "Japan"}
+    assert {(row["family"], row["regime"], row["study"]) for row in rows} == {
+        ("memory", "closed_book", "episodes"), ("floor", "open_map", "episodes")}  # fmt: skip
     for row in rows:
         results._check(row)
         assert 0 <= row["recall"] <= 1 and row["queries"] <= 10
     table = study.over_seeds(rows)
-    assert (
-        list(table.index) == ["lstm", "dnc", "random walk", "nearest hop"] and table.shape[1] == 6
-    )
+    assert list(table.index) == ["lstm", "dnc", "random walk", "nearest hop"]
+    assert list(table.columns) == list(exams)
+    both = [row["hard_success"] for row in rows if row["model"] == "dnc" and row["shown"] == 12]
+    assert table.loc["dnc", "12 paths shown"] == pytest.approx(np.mean(both))
     causes = study.influence(models, episodes)
-    assert list(causes.columns) == list(study.TAPS)
+    assert list(causes.columns) == list(study.TAMPERED)
     assert causes.loc["lstm", "reads blanked"] == causes.loc["lstm", "as it is"]
-    sizes_tried = study.memory_sizes(models, episodes, (0.5, 1.0))
-    assert list(sizes_tried.index) == ["dnc"]
-    assert sizes_tried["1 x memory"].iloc[0] == pytest.approx(causes.loc["dnc", "as it is"])
+    assert causes.filter(like="x memory").notna().any(axis=1).to_dict() == {
+        "lstm": False,
+        "dnc": True,
+    }
+
+
+def test_a_memory_resized_for_an_exam_has_its_own_size_again(episodes):
+    torch.manual_seed(0)
+    model = EpisodeModel(None, "dnc", **SMALL)
+    whole, seen = answer(model, episodes), []
+    model.memory.register_forward_hook(lambda memory, *_: seen.append(memory.slots))
+    half = answer(model, episodes, share=0.5)
+    assert set(seen) == {16} and model.memory.slots == 32
+    assert half.paths.shape == whole.paths.shape
+    assert np.array_equal(answer(model, episodes, share=1.0).paths, whole.paths)
 
 
 def test_arms_of_a_size_are_alike_in_parameters():

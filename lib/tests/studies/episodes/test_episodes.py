@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from citypaths.data.batches import IGNORE
 from citypaths.map.great_circle import great_circle_km
-from studies.episodes.atlas import Atlas, Maps, draw_maps
-from studies.episodes.exam import Answers, judge, recall, walk_at_random, walk_nearest
+from studies.episodes.exam import Answers, judge, recall, walks
+from studies.episodes.maps import Atlas, Maps, draw_maps, solve
 from studies.episodes.task import (
     BLANK,
     CLOSED,
@@ -24,7 +26,6 @@ from studies.episodes.task import (
     Episodes,
     Task,
     draw_episodes,
-    varied,
 )
 
 
@@ -54,7 +55,7 @@ def test_shortest_paths_are_those_of_networkx(seed: int, cities: int, closures: 
     task = Task(cities=cities, degree=degree)
     closures = min(closures, task.edges)
     random = np.random.default_rng(seed)
-    maps = draw_maps(atlas, 3, cities, task.edges, 32, random, closures)
+    maps = draw_maps(atlas, 3, random, cities, task.edges, 32, closures)
     for row in range(3):
         graph = digraph(maps, row)
         assert graph.number_of_edges() == task.edges - closures
@@ -74,7 +75,7 @@ def test_shortest_paths_are_those_of_networkx(seed: int, cities: int, closures: 
 
 
 def test_a_map_joins_its_nearest_pairs_eastward(atlas):
-    maps = draw_maps(atlas, 5, 10, 18, 32, np.random.default_rng(2))
+    maps = draw_maps(atlas, 5, np.random.default_rng(2), 10, 18, 32)
     assert (np.diff(maps.lon) >= 0).all()
     for row in range(5):
         lat, lon = maps.lat[row], maps.lon[row]
@@ -87,7 +88,7 @@ def test_a_map_joins_its_nearest_pairs_eastward(atlas):
 
 
 def test_symbols_say_nothing_about_the_place(atlas):
-    maps = draw_maps(atlas, 4_000, 4, 4, 8, np.random.default_rng(3))
+    maps = draw_maps(atlas, 4_000, np.random.default_rng(3), 4, 4, 8)
     counts = np.stack([np.bincount(maps.symbols[:, city], minlength=8) for city in range(4)])
     assert (abs(counts - 500) < 5 * 500**0.5).all()
 
@@ -95,9 +96,9 @@ def test_symbols_say_nothing_about_the_place(atlas):
 def test_held_out_places_are_on_no_training_map(atlas):
     rest, held = atlas.split(0.25, degrees=1.0)
     places = lambda a: set(zip(a.lat, a.lon, strict=True))  # noqa: E731
-    assert places(rest).isdisjoint(places(held)) and len(rest) + len(held) == len(atlas)
-    assert 0.1 < len(held) / len(atlas) < 0.4
-    maps = draw_maps(held, 30, 6, 8, 32, np.random.default_rng(0))
+    assert places(rest).isdisjoint(places(held)) and len(rest.lat) + len(held.lat) == len(atlas.lat)
+    assert 0.1 < len(held.lat) / len(atlas.lat) < 0.4
+    maps = draw_maps(held, 30, np.random.default_rng(0), 6, 8, 32)
     assert places(held).issuperset(zip(maps.lat.ravel(), maps.lon.ravel(), strict=True))
     cells = lambda a: {(int(np.floor(x)), int(np.floor(y))) for x, y in places(a)}  # noqa: E731
     assert cells(rest).isdisjoint(cells(held))
@@ -201,8 +202,6 @@ def test_a_detour_is_bounded_by_its_length():
     lat, lon = np.zeros((1, 3)), np.array([[0.0, 1.0, 2.0]])
     km = np.full((1, 3, 3), np.inf)
     km[0, 0, 2], km[0, 0, 1], km[0, 1, 2] = 100.0, 50.0, 53.0
-    from studies.episodes.atlas import solve
-
     maps = Maps(lat, lon, np.array([[4, 0, 2]]), km, np.zeros(km.shape, bool), *solve(km))
     ep = drawn(Atlas(np.zeros(40), np.arange(40.0)), 1, cities=3, queries=1, recalls=1)
     ep = Episodes(ep.task, maps, ep.shown, ep.steps, np.array([[0]]), np.array([[[0, 2]]]))
@@ -216,7 +215,7 @@ def test_a_detour_is_bounded_by_its_length():
 
 def test_walks_take_open_hops_alone(atlas):
     ep = drawn(atlas, 50, cities=12, degree=2.5, closures=5)
-    for answers in (walk_at_random(ep, np.random.default_rng(0)), walk_nearest(ep)):
+    for answers in walks(ep).values():
         judged = judge(ep, answers)
         assert recall(ep, answers).all()
         assert (judged["legal"] | ~judged["arrives"]).all()
@@ -238,6 +237,7 @@ def test_dials_are_checked(atlas):
 def test_the_same_seed_draws_the_same_episodes(atlas):
     task = Task(cities=7, show="paths", closures=1, delay=2)
     one, two = (draw_episodes(task, atlas, 6, np.random.default_rng(5)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.steps._columns(), two.steps._columns()))  # noqa: B905
-    other = draw_episodes(varied(task, delay=3), atlas, 6, np.random.default_rng(5))
+    for column in fields(one.steps):
+        assert torch.equal(getattr(one.steps, column.name), getattr(two.steps, column.name))
+    other = draw_episodes(task.varied(delay=3), atlas, 6, np.random.default_rng(5))
     assert other.shown.kind.shape[1] == one.shown.kind.shape[1] + 1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studies.episodes.memorizing import Memorizing, recall
-from studies.episodes.xl import TransformerXL
+from studies.episodes.transformer_xl import TransformerXL
 
 WIDTH = 8
 
@@ -17,7 +17,7 @@ WIDTH = 8
 def made(**dials) -> Memorizing:
     torch.manual_seed(0)
     sizes = {"layers": 2, "heads": 2, "segment": 4, "memory": 10, "k": 3, **dials}
-    return Memorizing(WIDTH, 12, **sizes).double()
+    return Memorizing(WIDTH, hidden=12, **sizes).double()
 
 
 def stream(steps: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
@@ -44,29 +44,27 @@ def test_recall_is_a_softmax_over_the_k_largest(n, k, seed):
 
 @pytest.mark.parametrize("memory", [4, 10, 13])
 def test_a_stored_key_returns_its_own_value_also_far_beyond_capacity(memory):
-    model = made(memory=memory, layer=0)
+    model = made(memory=memory, layers=1)  # whose inputs are the stream
     x, state = stream(160), None
-    heads = model.recaller.by_head
+    heads = model.layers[-1].by_head
     for end in range(4, 161, 4):
         _, state = model(x[:, end - 4 : end], state)
         first = max(0, end - memory)
-        keys, values = map(heads, model.recaller.keys_values(x[:, first:end]).chunk(2, -1))
-        held = state.memory.held
-        assert held == end - first
-        torch.testing.assert_close(state.memory.keys[:, :, memory - held :], keys)
-        torch.testing.assert_close(state.memory.values[:, :, memory - held :], values)
-        found = recall(100 * keys, *(kept[:, :, memory - held :] for kept in state.memory[1:]), 1)
-        torch.testing.assert_close(found, values)
+        expected = model.layers[-1].keys_values(x[:, first:end])
+        assert state.memory.held == end - first
+        torch.testing.assert_close(state.memory.filled()[0], expected)
+        keys, values = map(heads, state.memory.filled()[0].chunk(2, -1))
+        torch.testing.assert_close(recall(100 * keys, keys, values, 1), values)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_recalling_everything_is_dense_attention(share):
     model, x = made(layers=1, memory=8, k=100), stream(12)
-    layer = model.recaller
+    layer = model.layers[-1]
     with torch.no_grad():
         layer.gate.copy_(torch.tensor(share).double().logit().clamp(-50, 50))
         output, (old, now) = model(x)[0][:, 8:], (x[:, :8], x[:, 8:])
-        local = layer.attend(layer.queries(now), layer.keys_values(now), model.scene(4, 4))
+        local = layer.attend(layer.queries(now), layer.keys_values(now), model.positions(4, 4))
         q = F.normalize(layer.by_head(layer.queries(now)), dim=-1)
         q = q * layer.sharpness.exp()[:, None, None]
         keys, values = map(layer.by_head, layer.keys_values(old).chunk(2, -1))
@@ -77,35 +75,35 @@ def test_recalling_everything_is_dense_attention(share):
 
 def test_keys_have_unit_length_and_the_memory_no_gradient():
     model, x = made(), stream(24).requires_grad_()
-    memory = model(x)[1].memory
-    torch.testing.assert_close(memory.keys.norm(dim=-1), torch.ones(2, 2, 10).double())
-    assert not memory.keys.requires_grad and not memory.values.requires_grad
-    assert model.recaller.key_value.weight.requires_grad
+    (rows,) = model(x)[1].memory.rows
+    keys = model.layers[-1].by_head(rows.chunk(2, -1)[0])
+    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(2, 2, 10).double())
+    assert not rows.requires_grad
+    assert model.layers[-1].key_value.weight.requires_grad
 
 
 def test_no_position_is_told_of_the_memory():
     model, x = made(), stream(4)
     _, state = model(stream(16))
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    memory = state.memory
-    turned = memory._replace(keys=memory.keys[:, :, order], values=memory.values[:, :, order])
+    turned = state.memory._replace(rows=(state.memory.rows[0][:, order],))
     torch.testing.assert_close(model(x, state)[0], model(x, state._replace(memory=turned))[0])
 
 
 def test_a_closed_gate_is_attention_within_segments():
-    model, x = made(layers=3, layer=1), stream(24)
+    model, x = made(layers=3), stream(24)
     with torch.no_grad():
-        model.recaller.gate.fill_(-60.0)
+        model.layers[-1].gate.fill_(-60.0)
     closed = model(x)[0]
     model.memory = 0
     torch.testing.assert_close(model(x)[0], closed)
     torch.testing.assert_close(closed[:, 8:12], model(x[:, 8:12])[0])
 
 
-def test_only_one_layer_recalls():
-    model = made(layers=3, layer=-2)
-    assert [hasattr(layer, "gate") for layer in model.layers] == [False, True, False]
-    plain = TransformerXL(WIDTH, 12, 3, 2)
+def test_only_the_last_layer_recalls():
+    model = made(layers=3)
+    assert [hasattr(layer, "gate") for layer in model.layers] == [False, False, True]
+    plain = TransformerXL(WIDTH, hidden=12, layers=3, heads=2)
     assert model.parameters_count == plain.parameters_count + 2 * 2
 
 
@@ -119,7 +117,7 @@ def test_more_may_be_recalled_or_held_between_streams():
     torch.testing.assert_close(model(x)[0][:, :12], first[:, :12])
 
 
-@pytest.mark.parametrize("wrong", [{"layer": 2}, {"layer": -3}, {"k": 0}, {"memory": -1}])
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"memory": -1}])
 def test_wrong_dials_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         made(**wrong)
