@@ -10,12 +10,13 @@ import torch
 
 from citypaths import decoding
 from citypaths.data.batches import batch_of
-from citypaths.data.dataset import Dataset, make_dataset, open_dataset
+from citypaths.data.dataset import Dataset, live_dataset, make_dataset, open_dataset
 from citypaths.data.splits import Split, recipe_for
 from citypaths.data.workers import Where
 from citypaths.files import DataFileError, atomic_write, digest, project_root, records_dir
 from citypaths.judging.queries import Queries
 from citypaths.map.graph import CityGraph, build_graph, jittered, load_graph
+from citypaths.map.shortest_paths import count_reachable
 from citypaths.models import PathModel
 from citypaths.sizes import Size
 from citypaths.training.loop import Evaluate, Trained, train
@@ -74,6 +75,15 @@ def size_dataset(
             raise
     goals = {"train": size.train, "valid": size.valid, "test": size.test}
     return make_dataset(graph, recipe_for(graph, split=split, **goals), folder, client=client)
+
+
+def held_out(size: Size, graph: CityGraph) -> Dataset:
+    """Return the live dataset that holds `size.held` test and as many validation queries out first.
+
+    Training takes every other path that contains none of them; nothing is written.
+    """
+    goals = {"train": count_reachable(graph), "valid": size.held, "test": size.held}
+    return live_dataset(graph, recipe_for(graph, split="held_out", **goals))
 
 
 def mean_loss(model: PathModel, queries: Queries, loops: int | None = None) -> float:

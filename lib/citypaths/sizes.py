@@ -27,6 +27,7 @@ class Size:
         connected_km, orientation: the City DAG.
         train, valid, test: goals for the number of paths in each part.
         queries: at most so many test queries for the costlier decoders.
+        held: test queries, and as many for validation, of the split that holds them out first.
         two_way: the size on whose two-way graph "why 2021 failed" is told.
         race, dial, most_loops: test queries of the race of notebook 04, those on which the dial of
             loops is turned, and how far it goes.
@@ -46,6 +47,7 @@ class Size:
     test: int
     queries: int
     two_way: str = ""
+    held: int = 500
     most_populous: int = 0
     orientation: str = "eastward"
     race: int = 500
@@ -74,7 +76,7 @@ SIZES = {
     size.name: size
     for size in (
         Size(
-            "tiny", ("TN",), 30, 12_000, 400, 2_000, 200, "tiny_two_way",
+            "tiny", ("TN",), 30, 12_000, 400, 2_000, 200, "tiny_two_way", held=100,
             race=50, dial=20, most_loops=8, tries=(4, 16), most_tries=64, shares=(0, 10),
             map_cities=6,
         ),
@@ -83,11 +85,11 @@ SIZES = {
             most_loops=16, most_tries=4096,
         ),
         Size(
-            "medium", SIX_STATES, 20, 500_000, 1_000, 6_000, 1_000, "replica",
+            "medium", SIX_STATES, 20, 500_000, 1_000, 6_000, 1_000, "replica", held=2_000,
             race=1_000, dial=200, most_tries=256,
         ),
         Size(
-            "full", None, 75, 5_000_000, 2_000, 10_000, 2_000, "replica",
+            "full", None, 75, 5_000_000, 2_000, 10_000, 2_000, "replica", held=2_000,
             race=2_000, dial=1_000,
         ),
         Size("tiny_two_way", ("TN",), 30, 12_000, 400, 2_000, 200, orientation="two_way"),

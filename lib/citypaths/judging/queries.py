@@ -36,11 +36,15 @@ class Queries:
     @classmethod
     def of(cls, dataset: Dataset, part: str = "test") -> Queries:
         """Read a part of a dataset."""
-        rows, contained = dataset.queries(part)
-        found = walk(dataset.graph, rows.source, rows.target)
-        judged = judge(dataset.graph, rows.source, rows.target, rows.km, found.paths)
-        straight = dataset.graph.distance_km(rows.source, rows.target)
-        return cls(dataset.graph, rows, contained, ~judged["success"].to_numpy(), straight)
+        return cls.of_rows(dataset.graph, *dataset.queries(part))
+
+    @classmethod
+    def of_rows(cls, graph: CityGraph, rows: Rows, contained: np.ndarray) -> Queries:
+        """Take rows as queries; `contained`: which lie inside a training path, bool [rows]."""
+        found = walk(graph, rows.source, rows.target)
+        judged = judge(graph, rows.source, rows.target, rows.km, found.paths)
+        straight = graph.distance_km(rows.source, rows.target)
+        return cls(graph, rows, contained, ~judged["success"].to_numpy(), straight)
 
     def __len__(self) -> int:
         return len(self.rows)

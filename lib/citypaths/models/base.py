@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from citypaths.map.graph import CityGraph
 from citypaths.map.great_circle import unit_sphere
 
 Endpoints = Literal["every_step", "prefix"]
-Coordinates = Literal["none", "raw", "place_cells", "periodic", "fourier"]
 State = Any
 
 
@@ -141,46 +139,23 @@ def build(name: str, graph: CityGraph, **settings: Any) -> Any:
     return model
 
 
-def coordinate_features(graph: CityGraph, kind: Coordinates, width: int, seed: int = 0) -> Tensor:
-    """Return fixed features of where each city is, float32 [V, features] of about unit variance.
-
-    "raw": the unit-sphere position, standardised. "place_cells": Gaussian bumps around `width`
-    cities drawn by chance. "periodic": sines and cosines of longitude and latitude at doubling
-    frequencies. "fourier": sines of random directions, smooth but with no grid (a control).
-    """
+def on_sphere(graph: CityGraph, width: int = 0) -> np.ndarray:
+    """Return where each city is on the unit sphere, standardised, float64 [V, 3]."""
     sphere = unit_sphere(graph.lat, graph.lon)
-    flat = (sphere - sphere.mean(0)) / np.maximum(sphere.std(0), 1e-9)
-    random = np.random.default_rng(seed)
-    if kind == "none":
-        features = np.zeros((len(graph), 0))
-    elif kind == "raw":
-        features = flat
-    elif kind == "place_cells":
-        centres = flat[random.choice(len(graph), min(width, len(graph)), replace=False)]
-        square = ((flat[:, None] - centres[None]) ** 2).sum(-1)
-        features = np.exp(-square / max(1e-9, 2 * np.quantile(square, 0.05)))
-        features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
-    elif kind == "periodic":
-        place = np.stack([graph.lon, graph.lat], 1)
-        place = (place - place.min(0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
-        angle = (math.pi * 2.0 ** np.arange(min(8, max(1, width // 4))) * place[..., None]).reshape(
-            len(graph), -1
-        )
-        features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
-    elif kind == "fourier":
-        angle = flat @ random.normal(0, 4, (3, max(1, width // 2)))
-        features = np.concatenate([np.sin(angle), np.cos(angle)], 1) * math.sqrt(2)
-    else:
-        raise ValueError(
-            f"coordinates are none, raw, place_cells, periodic or fourier, not {kind!r}"
-        )
-    return torch.as_tensor(features, dtype=torch.float32)
+    return (sphere - sphere.mean(0)) / np.maximum(sphere.std(0), 1e-9)
+
+
+# Fixed features [V, any] of a graph's cities for a network of a width, by name.
+FEATURES: dict[str, Callable[[CityGraph, int], np.ndarray]] = {
+    "none": lambda graph, width: np.zeros((len(graph), 0)),
+    "raw": on_sphere,
+}
 
 
 class CityInput(nn.Module):
     """Turn cities and the query into input vectors [..., width].
 
-    One vector a city is learned; `coordinates` adds a projection of fixed features of where it is.
+    One vector a city is learned; `coordinates` (of `FEATURES`) adds a projection of where it is.
     With `endpoints="every_step"` the target's vector (through a projection of its own) joins each
     step; with "prefix" the target is seen once, before the source.
     """
@@ -190,17 +165,18 @@ class CityInput(nn.Module):
         graph: CityGraph,
         width: int,
         *,
-        coordinates: Coordinates = "none",
+        coordinates: str = "none",
         endpoints: Endpoints = "every_step",
     ) -> None:
         super().__init__()
         if endpoints not in ("every_step", "prefix"):
             raise ValueError(f"endpoints are fed every_step or as a prefix, not {endpoints!r}")
+        if coordinates not in FEATURES:
+            raise ValueError(f"coordinates are {', '.join(FEATURES)}, not {coordinates!r}")
         self.every_step = endpoints == "every_step"
         self.embedding = nn.Embedding(len(graph), width)
-        self.register_buffer(
-            "place", coordinate_features(graph, coordinates, width), persistent=False
-        )
+        features = torch.as_tensor(FEATURES[coordinates](graph, width), dtype=torch.float32)
+        self.register_buffer("place", features, persistent=False)
         self.locate = (
             nn.Linear(self.place.shape[1], width, bias=False) if self.place.shape[1] else None
         )

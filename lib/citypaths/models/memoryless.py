@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
-from citypaths.models.base import PathModel, register
+from citypaths.models.base import FEATURES, PathModel, register
 
 
 class FeedForward(nn.Module):
     """A residual layer: x + V relu(W norm(x))^2 (squared ReLU: So et al. 2021)."""
 
-    def __init__(self, width: int, expansion: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width)
-        self.rise = nn.Linear(width, expansion * width, bias=False)
-        self.fall = nn.Linear(expansion * width, width, bias=False)
+        self.rise = nn.Linear(width, 4 * width, bias=False)
+        self.fall = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return vectors of the shape of `x` [..., width]."""
@@ -33,28 +33,40 @@ class Memoryless(PathModel):
     a sequence model gains over this one is what its history is worth: the control of every study.
 
     Args:
-        graph: decides the vocabulary; neither coordinates nor edges are read.
-        width: of vectors and layers. layers: feed-forward layers. expansion: their inner width
-            over `width`.
+        graph: decides the vocabulary and the coordinates; its edges are not read.
+        width: of vectors and layers. layers: feed-forward layers, four times as wide inside.
+        coordinates: of `FEATURES`, where a city is, projected and added to its vectors.
     """
 
     def __init__(
-        self, graph: CityGraph, *, width: int = 128, layers: int = 2, expansion: int = 4
-    ) -> None:
+        self, graph: CityGraph, *, width: int = 128, layers: int = 2,
+        coordinates: str = "none",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.cities, self.width = len(graph), width
         self.city, self.goal = (nn.Embedding(len(graph), width) for _ in range(2))
+        place = torch.as_tensor(FEATURES[coordinates](graph, width), dtype=torch.float32)
+        self.register_buffer("place", place, persistent=False)
+        located = place.shape[1]
+        self.city_at, self.goal_at = (
+            nn.Linear(located, width, bias=False) if located else None for _ in range(2)
+        )
         self.project = nn.Linear(2 * width, width)
-        self.layers = nn.ModuleList(FeedForward(width, expansion) for _ in range(layers))
+        self.layers = nn.ModuleList(FeedForward(width) for _ in range(layers))
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, len(graph))
         for embedding in (self.city, self.goal):
             nn.init.normal_(embedding.weight, std=0.5)
         nn.init.zeros_(self.head.bias)
-        self._flops = 2 * width * (2 * width + 2 * layers * expansion * width + len(graph))
+        inner = sum(layer.rise.weight.numel() for layer in self.layers)
+        self._flops = 2 * (2 * width * width + 2 * inner + width * (len(graph) + 2 * located))
 
     def state(self, city: Tensor, target: Tensor) -> Tensor:
         """Return what the head reads, [..., width], for cities and targets of one shape."""
-        x = self.project(torch.cat([self.city(city), self.goal(target)], -1))
+        own, goal = self.city(city), self.goal(target)
+        if self.city_at is not None:
+            own = own + self.city_at(self.place[city])
+            goal = goal + self.goal_at(self.place[target])
+        x = self.project(torch.cat([own, goal], -1))
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)

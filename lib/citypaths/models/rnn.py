@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,6 @@ from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
 from citypaths.models.base import (
     CityInput,
-    Coordinates,
     Endpoints,
     Head,
     PathModel,
@@ -19,23 +19,10 @@ from citypaths.models.base import (
     taken,
 )
 
-Recurrent = Literal["orthogonal", "identity", "chain", "identity_chain"]
-
-
-def recurrent_matrix(width: int, kind: Recurrent, alpha: float = 1.02) -> Tensor:
-    """Return an initial recurrent weight [width, width] for nn.RNN's `W h`.
-
-    "chain" (Orhan and Pitkow 2020) is non-normal: unit i feeds unit i + 1 with gain `alpha`, on
-    the subdiagonal because torch multiplies W from the left.
-    """
-    if kind == "orthogonal":
-        return nn.init.orthogonal_(torch.empty(width, width))
-    chain = alpha * torch.diag(torch.ones(width - 1), -1)
-    matrices = {"identity": torch.eye(width), "chain": chain}
-    matrices["identity_chain"] = (torch.eye(width) + chain) / 2
-    if kind not in matrices:
-        raise ValueError(f"recurrent is orthogonal, {', '.join(matrices)}, not {kind!r}")
-    return matrices[kind]
+# Initial recurrent weights [width, width] of the candidate gate, by name.
+RECURRENT: dict[str, Callable[[int], Tensor]] = {
+    "orthogonal": lambda width: nn.init.orthogonal_(torch.empty(width, width))
+}
 
 
 @register("rnn")
@@ -47,7 +34,7 @@ class RNN(PathModel):
         cell: "gru" or "lstm". width: hidden units.
         loops: inner steps a city: the cells see its input so often before the head reads them.
         softmaxes: mixture components of the head. tied: share output and input vectors.
-        recurrent: initial recurrent weights of the candidate gate.
+        recurrent: of `RECURRENT`, how the candidate gate begins.
         coordinates, endpoints: see `CityInput`.
     """
 
@@ -60,13 +47,15 @@ class RNN(PathModel):
         loops: int = 1,
         softmaxes: int = 1,
         tied: bool = False,
-        recurrent: Recurrent = "orthogonal",
-        coordinates: Coordinates = "none",
+        recurrent: str = "orthogonal",
+        coordinates: str = "none",
         endpoints: Endpoints = "every_step",
     ) -> None:
         super().__init__()
         if cell not in ("gru", "lstm"):
             raise ValueError(f"cell is gru or lstm, not {cell!r}")
+        if recurrent not in RECURRENT:
+            raise ValueError(f"recurrent is {', '.join(RECURRENT)}, not {recurrent!r}")
         self.cities, self.cell, self.width, self.loops = len(graph), cell, width, loops
         self.inputs = CityInput(graph, width, coordinates=coordinates, endpoints=endpoints)
         kind = nn.GRU if cell == "gru" else nn.LSTM
@@ -75,11 +64,11 @@ class RNN(PathModel):
         self._initialise(recurrent)
 
     @torch.no_grad()
-    def _initialise(self, recurrent: Recurrent) -> None:
+    def _initialise(self, recurrent: str) -> None:
         gates = 3 if self.cell == "gru" else 4
-        blocks = [recurrent_matrix(self.width, "orthogonal") for _ in range(gates)]
+        blocks = [RECURRENT["orthogonal"](self.width) for _ in range(gates)]
         candidate = 2  # GRU: reset, update, new; LSTM: input, forget, cell, output
-        blocks[candidate] = recurrent_matrix(self.width, recurrent)
+        blocks[candidate] = RECURRENT[recurrent](self.width)
         self.rnn.weight_hh_l0.copy_(torch.cat(blocks))
         for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
             nn.init.zeros_(bias)

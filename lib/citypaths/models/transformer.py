@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from citypaths.data.batches import Batch
 from citypaths.map.graph import CityGraph
-from citypaths.models.base import CityInput, Coordinates, Head, PathModel, register, taken
+from citypaths.models.base import CityInput, Head, PathModel, register, taken
 
 ROOM = 16  # cities of room in the smallest store
 
@@ -96,7 +96,7 @@ class SequenceModel(PathModel):
     """
 
     def __init__(
-        self, graph: CityGraph, width: int, *, loops: int = 1, coordinates: Coordinates = "none"
+        self, graph: CityGraph, width: int, *, loops: int = 1, coordinates: str = "none"
     ) -> None:
         super().__init__()
         self.cities, self.width, self.loops = len(graph), width, taken(loops, 1)

@@ -17,11 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from citypaths.data.batches import Batch
 from citypaths.files import DataFileError, lock
-from citypaths.models import PathModel
 
 PATIENCE = timedelta(hours=1)  # the others wait so long for rank 0's evaluation
 _log = logging.getLogger(__name__)
@@ -67,19 +65,14 @@ class Team:
         labels = (share.labels >= 0).sum() * (0 if spare else self.size)
         return share, labels / (batch.labels >= 0).sum()
 
-    def loss_of(self, model: PathModel, compiled: bool) -> Callable[[Batch, Tensor | None], Tensor]:
-        """Return the loss of a share and its weight; its backward pass averages the gradients.
-
-        In a team of several each trained parameter must take part in the loss.
-        """
+    def average(self, model: nn.Module) -> None:
+        """Replace a model's gradients by their means over the ranks."""
         if self.size == 1:
-            loss = torch.compile(model.loss, dynamic=True) if compiled else model.loss
-            return lambda batch, weight: loss(batch)
-        shared = DistributedDataParallel(_WeightedLoss(model))
-        # After its first backward pass it lays out its buckets anew, and sums of three or more
-        # ranks change their order: done here, each step of a resumed run has the same layout.
-        shared(None, torch.zeros((), device=next(model.parameters()).device)).backward()
-        return torch.compile(shared, dynamic=True) if compiled else shared
+            return
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        means = self.mean(torch.cat([grad.flatten() for grad in grads]))
+        for grad, part in zip(grads, means.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
 
     def seed(self, *numbers: int) -> None:
         """Seed torch's random numbers afresh from `numbers` and the rank; not in a team of one."""
@@ -164,24 +157,6 @@ def leave() -> None:
     """Take down the process group, if there is one, after the last training."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-class _WeightedLoss(nn.Module):
-    """The loss as a module, which DistributedDataParallel asks for.
-
-    It holds the parameters and no buffers: those are fixed features, nothing to send at each step.
-    """
-
-    def __init__(self, model: PathModel) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(model.parameters())
-        self.loss = model.loss
-
-    def forward(self, batch: Batch | None, weight: Tensor) -> Tensor:
-        """Return weight x loss; without a batch, zeros that reach the last parameters first."""
-        if batch is None:
-            return sum((p.sum() for p in self.weights if p.requires_grad), weight) * weight
-        return self.loss(batch) * weight
 
 
 def _outcome(make: Callable[[], Any]) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class _Run:
         on_cuda = device.type == "cuda"
         self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
         compiled = on_cuda if settings.compile is None else settings.compile
-        self.loss = team.loss_of(model, compiled)
+        self.loss = torch.compile(model.loss, dynamic=True) if compiled else model.loss
         self.trouble = torch.zeros((), device=device)
 
     @property
@@ -248,9 +248,10 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if self.settings.own_input:
                 batch = own_input(self.model, batch, self.settings.own_input)
-            loss = self.loss(batch, weight)
+            loss = self.loss(batch) if weight is None else self.loss(batch) * weight
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.team.average(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.trouble += (loss.detach() + norm) * 0  # NaN and infinity stay NaN; read now and then

@@ -1,11 +1,8 @@
-"""The baselines: floors that need no learning, a model with every decoder, and cheap priors.
-
-A prior is an ablation of the plain model at equal training tokens: what is worth having?
-"""
+"""The baselines: floors that need no learning, and a trained model with every decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,34 +11,17 @@ import pandas as pd
 
 from citypaths import decoding
 from citypaths.data.dataset import Dataset
+from citypaths.data.splits import TRAIN
 from citypaths.judging.floors import hop_use, rarest_hop, stored_hops, walk
-from citypaths.judging.methods import Method, Scored, score
+from citypaths.judging.methods import Method
 from citypaths.judging.metrics import by_count
 from citypaths.judging.queries import Queries
-from citypaths.lab import train_arm
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph
 from citypaths.map.paths import Found, Paths
-from citypaths.sizes import Size
 from citypaths.training.loop import Trained
-from citypaths.training.recipes import arms, recipe
 
 WALKS = ("random walk", "geo-greedy", "greedy hop + to go")
-MODEL_PRIORS: dict[str, dict[str, Any]] = {
-    "untied output": {"tied": False},
-    "coordinates: raw": {"coordinates": "raw"},
-    "coordinates: place cells": {"coordinates": "place_cells"},
-    "coordinates: periodic": {"coordinates": "periodic"},
-    "coordinates: random Fourier (control)": {"coordinates": "fourier"},
-    "recurrent: identity": {"recurrent": "identity"},
-    "recurrent: chain": {"recurrent": "chain"},
-    "recurrent: identity + chain": {"recurrent": "identity_chain"},
-    "mixture of 2 softmaxes": {"softmaxes": 2},
-}
-TRAINING_PRIORS: dict[str, dict[str, Any]] = {
-    "hindsight sub-paths, 25 %": {"hindsight": 0.25},
-    "own predictions as input, 10 %": {"own_input": 0.1},
-}
 
 
 def floors(graph: CityGraph, memory: list[Paths] | None = None) -> dict[str, Callable[..., Found]]:
@@ -113,6 +93,13 @@ def compare(arms: Mapping[str, Trained]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def trained_queries(dataset: Dataset, count: int) -> Queries:
+    """Return so many training queries of the middle shard: what a model should know by heart."""
+    shard = dataset.shard(len(dataset.shards) // 2)
+    rows = shard.take(shard.part == TRAIN)
+    return Queries.of_rows(dataset.graph, rows, np.ones(len(rows), bool)).first(count)
+
+
 def faults(judged: pd.DataFrame) -> pd.DataFrame:
     """Return how many of the queries without success show each first fault, and its share."""
     failed = judged[~judged["success"]]
@@ -126,29 +113,3 @@ def well_travelled(queries: Queries, memory: list[Paths]) -> pd.Categorical:
     """Return each query's group by how many training paths take its path's rarest hop."""
     use = hop_use(queries.graph, memory)
     return by_count(rarest_hop(queries.graph, use, queries.rows.paths))
-
-
-def ablate(
-    size: Size, dataset: Dataset, queries: Queries, seeds: Sequence[int] = (0, 1, 2)
-) -> list[Scored]:
-    """Train the plain arm and each prior for every seed; return greedy, closed-book scores."""
-    names = ["plain", *MODEL_PRIORS, *TRAINING_PRIORS]
-    arm, scored = arms(size, "priors")[0], []
-    for name in names:
-        for seed in seeds:
-            changes = {"variant": MODEL_PRIORS.get(name, {})} | TRAINING_PRIORS.get(name, {})
-            trained = train_arm(size, dataset, recipe(size, arm, "priors"), seed, **changes)
-            found = queries.decode(decoding.greedy, trained.model)
-            kind = {"family": "greedy", "regime": "closed_book"}
-            method = Method.of(arm, trained, name=f"prior: {name}", **kind)
-            scored.append(score(queries, found, method, study="priors", seed=seed))
-    return scored
-
-
-def across_seeds(scored: Sequence[Scored]) -> pd.DataFrame:
-    """Return success by prior over seeds: mean, least, most, and the mean gain over plain."""
-    rows = pd.DataFrame([s.row for s in scored])
-    table = rows.groupby("method", sort=False)["success"].agg(["mean", "min", "max", "count"])
-    parameters = rows.groupby("method", sort=False)["parameters"].first()
-    plain = table.loc["prior: plain", "mean"]
-    return table.assign(gain=table["mean"] - plain, parameters=parameters)

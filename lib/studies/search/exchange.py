@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from citypaths.data.dataset import Dataset
-from citypaths.decoding import beam, greedy
+from citypaths.decoding import PathLength, beam, best_of, greedy
 from citypaths.judging.methods import Scored, score_methods
 from citypaths.judging.metrics import over_few
 from citypaths.judging.queries import Queries
 from citypaths.lab import train_arm
 from citypaths.sizes import Size
 from citypaths.training.recipes import arms
-from studies.search.study import best_by_length, method
+from studies.search.study import method
 
 COLUMNS = ("regime", "small", "large", "method", "times", "alone", "gap", "low", "high")
 
@@ -29,7 +29,9 @@ def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) 
     more than the widest rung alone are left out: nothing is compared with them.
     """
     scored, check = [], {"checked_by": queries.graph}
+    exact = {"scorer": PathLength(queries.graph)} | check
     for seed in seeds:
+        draw = partial(best_of, seed=seed)
         rungs = [train_arm(size, dataset, arm, seed) for arm in arms(size, "ladder")]
         limit = max(trained.model.flops_per_step() for trained in rungs)
         for trained in rungs:
@@ -40,7 +42,7 @@ def climb(size: Size, dataset: Dataset, queries: Queries, seeds: Iterable[int]) 
                 *(asked(beam, f"beam {n}", width=n) for n in (2, 4, 8, 16)),
                 asked(greedy, "greedy", **check),
                 *(asked(beam, f"beam {n}", width=n, **check) for n in (4, 16)),
-                *best_by_length(asked, queries.graph, (4, 16), seed),
+                *(asked(draw, f"best of {n}", "exact length", n=n, **exact) for n in (4, 16)),
             ]
             cheap = [m for m in methods if m.attempts * model.flops_per_step() <= limit]
             scored += score_methods(cheap, queries, seed=seed, study="ladder")

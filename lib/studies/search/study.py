@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from citypaths.decoding import PathLength, beam, best_of, greedy, stitched
+from citypaths.decoding import beam, best_of, greedy, stitched
 from citypaths.judging.methods import Method, Scored
 from citypaths.map.best_first import best_first
 from citypaths.map.graph import CityGraph
@@ -65,9 +65,10 @@ def method(
 
     Args:
         walked: what the search is called with: a model, or else the map or a world.
-        options: of the search; with `checked_by` its regime is "checked".
+        options: of the search; with `checked_by` its regime is "checked". A `seed` is raised by the
+            number of a part's first query; one that a `partial` search bears is every part's.
     """
-    says = {"name": name, "family": FAMILY[search], "verifier": verifier}
+    says = {"name": name, "family": FAMILY[getattr(search, "func", search)], "verifier": verifier}
     says["regime"] = "checked" if "checked_by" in options else "closed_book"
     if isinstance(walked, CityGraph | MapWorld):
         says["regime"] = "open_map"
@@ -75,14 +76,6 @@ def method(
     told = options | {"part": part, "name": f"{label}, {name}"}
     make = partial(Method.of, label, *trained) if trained else Method
     return make(run=lambda queries: queries.decode(search, walked, **told), **says)
-
-
-def best_by_length(
-    asked: Callable[..., Method], graph: CityGraph, ns: Iterable[int], seed: int
-) -> list[Method]:
-    """Return the best of N checked attempts by exact length."""
-    options = {"scorer": PathLength(graph), "checked_by": graph, "seed": seed}
-    return [asked(best_of, f"best of {n}", "exact length", n=n, **options) for n in ns]
 
 
 def cost_and_length(scored: Iterable[Scored]) -> pd.DataFrame:

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from toys import counted_flops
 
+import studies.baselines.priors
 import studies.recurrence
 import studies.search  # noqa: F401  they register their networks
 from citypaths.data.batches import Batch, batch_of
 from citypaths.map.graph import build_graph
 from citypaths.models import RNN, PathModel, base, build, register, registered
-from citypaths.models.base import CityInput, Head, coordinate_features
+from citypaths.models.base import CityInput, Head
 from citypaths.models.check import assert_consistent
-from citypaths.models.rnn import recurrent_matrix
+from citypaths.models.rnn import RECURRENT
 from citypaths.models.transformer import CONTEXT
 from citypaths.training.checkpoints import load_trained
 from citypaths.training.loop import TrainSettings, train, training_flops
@@ -40,6 +41,7 @@ RNN_GRID = [
     {"recurrent": "chain", "cell": "lstm"},
 ]
 # One row a model and setting; a model registered later is tested with its defaults at least.
+PLACED = ((0, "none"), (2, "raw"))
 MODELS = [("rnn", options | {"width": WIDTH}) for options in RNN_GRID]
 STACK = {"width": WIDTH, "heads": 2}
 STACK_GRID = [
@@ -53,6 +55,7 @@ LOOPED_GRID = [
     {"loops": 3, "noise": 0.5},
 ]
 MODELS += [("rnn", {"loops": 3, "endpoints": "prefix", "width": WIDTH})]
+MODELS += [("memoryless", {"width": WIDTH, "layers": n, "coordinates": c}) for n, c in PLACED]
 MODELS += [("transformer", {"layers": 2} | STACK | options) for options in STACK_GRID]
 MODELS += [("looped", STACK | options) for options in STACK_GRID + LOOPED_GRID]
 for name in ("top_recurrent", "act", "ponder"):
@@ -211,33 +214,6 @@ def test_unknown_names_and_settings(graph):
     assert "rnn" in registered() and registered() == sorted(registered())
 
 
-@pytest.mark.parametrize("kind", COORDINATES)
-@pytest.mark.parametrize("width", [4, 8, 64])
-def test_coordinates_are_finite_features_of_about_unit_variance(tennessee, kind, width):
-    features = coordinate_features(tennessee, kind, width)
-    assert features.shape[0] == len(tennessee) and features.dtype == torch.float32
-    assert features.isfinite().all()
-    assert torch.equal(features, coordinate_features(tennessee, kind, width))
-    if kind != "none":
-        assert 0.5 < features.std() < 1.5
-    if kind in ("place_cells", "fourier", "periodic"):
-        assert features.shape[1] == (min(width, 32) if kind == "periodic" else width)
-
-
-@pytest.mark.parametrize("kind", COORDINATES)
-def test_coordinates_of_a_few_cities_are_finite(chain, lonely, kind):
-    for few in (chain, lonely):
-        assert coordinate_features(few, kind, 8).isfinite().all()
-
-
-def test_place_cells_are_local(tennessee):
-    features = coordinate_features(tennessee, "place_cells", 16)
-    for cell in features.T:
-        centre = int(cell.argmax())
-        km = tennessee.distance_km(centre, np.arange(len(tennessee)))
-        assert cell[km < 10].mean() > cell[km > 200].mean() + 1
-
-
 def test_only_some_inputs_see_the_goal(graph):
     ids, goal = torch.tensor([3, 4]), torch.ones(2, WIDTH)
     torch.manual_seed(0)
@@ -249,28 +225,6 @@ def test_only_some_inputs_see_the_goal(graph):
 # Initial recurrence and the rank of the head
 
 
-def fisher_memory(w: torch.Tensor, terms: int) -> float:
-    """Total Fisher memory of an input at unit 0 (Ganguli, Huh, Sompolinsky 2008)."""
-    w = w.double()
-    powers = [torch.eye(len(w), dtype=w.dtype)]
-    for _ in range(terms - 1):
-        powers.append(w @ powers[-1])
-    noise = sum(p @ p.T for p in powers)
-    signal = torch.stack([p[:, 0] for p in powers])
-    return float((signal * torch.linalg.solve(noise, signal.T).T).sum())
-
-
-def test_fisher_memory_of_the_initial_matrices():
-    chain = recurrent_matrix(100, "chain", 1.02)
-    squares = 1.02 ** (2 * np.arange(100))
-    assert fisher_memory(chain, 100) == pytest.approx((squares / squares.cumsum()).sum(), rel=1e-4)
-    assert fisher_memory(chain, 100) == pytest.approx(7.61, abs=0.01)
-    assert fisher_memory(chain.T, 100) == pytest.approx(0, abs=0.2)
-    torch.manual_seed(0)
-    normal = 0.95 * recurrent_matrix(100, "orthogonal")
-    assert fisher_memory(normal, 600) == pytest.approx(1.0, abs=1e-3)
-
-
 def test_initial_recurrence_of_each_gate(graph):
     for cell, gates in (("gru", 3), ("lstm", 4)):
         model = made("rnn", {"cell": cell, "width": WIDTH, "recurrent": "chain"}, graph)
@@ -278,18 +232,12 @@ def test_initial_recurrence_of_each_gate(graph):
         assert len(blocks) == gates
         for i, block in enumerate(blocks):
             if i == 2:
-                assert torch.equal(block, recurrent_matrix(WIDTH, "chain"))
+                assert torch.equal(block, RECURRENT["chain"](WIDTH))
             else:
                 torch.testing.assert_close(block @ block.T, torch.eye(WIDTH))
         total = model.rnn.bias_ih_l0 + model.rnn.bias_hh_l0
         forget = total.detach().split(WIDTH)
         assert all((b == (cell == "lstm" and i == 1)).all() for i, b in enumerate(forget))
-
-
-def test_identity_chain_is_between():
-    both = recurrent_matrix(5, "identity_chain", 1.02)
-    assert torch.allclose(2 * both - torch.eye(5), recurrent_matrix(5, "chain", 1.02))
-    assert torch.equal(recurrent_matrix(5, "identity"), torch.eye(5))
 
 
 def test_a_mixture_of_softmaxes_breaks_the_rank_bound():

@@ -13,10 +13,9 @@ from citypaths.judging.floors import hop_use, rarest_hop
 from citypaths.judging.ledger import COLUMNS, record
 from citypaths.models import build
 from citypaths.sizes import get_size
+from studies.baselines.priors import ablate, across_seeds
 from studies.baselines.study import (
     WALKS,
-    ablate,
-    across_seeds,
     decoders,
     faults,
     floor_methods,

@@ -21,7 +21,7 @@ from citypaths.training.loop import Trained, TrainSettings, train
 from studies.search.energies import Inconsistency
 from studies.search.evolution import evolve
 from studies.search.sampling import blind, stochastic_beam
-from studies.search.study import a_star, best_by_length, cost_and_length, method, safest
+from studies.search.study import a_star, cost_and_length, method, safest
 from studies.search.tree import beam_with_value, mcts
 from studies.search.worlds import LatentWorld, MapWorld
 
@@ -59,13 +59,14 @@ def searched(queries, trained, tennessee):
     both = Sum(own, trained["reverse"].model)
     asked = partial(method, "gru", [rnn], rnn.model)
     lives = {"population": 16, "generations": 8, "fitness": exact}
+    draw, by_length = partial(best_of, seed=0), {"scorer": exact} | check
     methods = [
         asked(greedy, "greedy"),
         asked(beam, "beam 8", width=8),
         asked(stochastic_beam, "stochastic beam 8", width=8),
         asked(best_of, "best of 32, own", "own likelihood", n=32, scorer=own),
         asked(best_of, "best of 32, reverse", "own + reverse", n=32, scorer=both),
-        *best_by_length(asked, tennessee, (4, 32), 0),
+        *(asked(draw, f"best of {n}", "exact length", n=n, **by_length) for n in (4, 32)),
         asked(stitched, "stitched 32", "exact length", n=32, **check),
         asked(evolve, "evolution, 16 x 8", "exact length", **lives, **check),
         method("none", [], tennessee, blind, "blind, 8 walks", walks=8),
