@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
 
 from bench import __main__ as bench
 from bench import decoding as decode_bench
+from bench import engine as engine_bench
 from bench import memories as memory_bench
 from bench import models as model_bench
 from citypaths import decoding
@@ -79,3 +82,12 @@ def test_every_memory_is_timed_and_only_what_grows_holds_more(monkeypatch):
     dials = [cost for what, cost, _ in lines if what.startswith("dnc, slots")]
     held = [int(cost.split("step, ")[1].split(" ")[0].replace(",", "")) for cost in dials]
     assert held == sorted(held) and held[-1] > 10 * held[0]  # the link grows as the square
+
+
+def test_paths_are_measured_in_a_process_of_its_own(tennessee, tmp_path):
+    tennessee.save(tmp_path / "graph.npz")
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        done = fresh.submit(engine_bench._all_paths, tmp_path / "graph.npz")
+        times, paths, tokens, resident = done.result()
+    assert len(times) == 3 and min(times) > 0
+    assert 0 < paths < tokens and resident > 0
