@@ -94,7 +94,7 @@ def _line(ax: Axes, part: pd.DataFrame, dial: str, column: str, **style: Any) ->
     points = []
     for at, cells in part.dropna(subset=[column]).groupby(dial):
         mean, half = over_few(cells[column])
-        low, high = max(0, mean - half), min(1, mean + half)
+        low, high = np.clip([mean - half, mean + half], 0, 1)  # none for one seed
         if len(cells) == 1 and column == "hard_success":
             count = cells["hard_queries"].iloc[0]
             low, high = map(float, wilson(mean * count, count))
