@@ -41,6 +41,7 @@ def work(home: Path) -> None:
         build_graph(load_cities(states=["TN"]), 30).save(home / "graph.npz")
     graph = load_graph(home / "graph.npz")
     dataset = make_dataset(graph, recipe_of(graph), home / "spd", 128)
+    dataset.queries("test")
     train("rnn", dataset, home / "model", SETTINGS, {"width": 4})
     load_history(home / "model")
     for seed in (0, 1):
