@@ -16,10 +16,9 @@ from studies.episodes.associative import AssociativeLSTM, Plastic
 from studies.episodes.attention import Transformer
 from studies.episodes.dnc import DNC
 from studies.episodes.maps import Atlas
-from studies.episodes.memorizing import Memorizing
 from studies.episodes.ntm import NTM
 from studies.episodes.task import KINDS, Steps, Task, draw_episodes
-from studies.episodes.transformer_xl import Compressive, TransformerXL
+from studies.episodes.transformer_xl import Compressive, Memorizing, TransformerXL
 from studies.memory.streams import LSTM, Memory, State
 
 MEMORIES: dict[str, type[Memory]] = {

@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from studies.episodes.attention import Transformer
-from studies.episodes.memorizing import Memorizing
-from studies.episodes.transformer_xl import Compressive, TransformerXL
+from studies.episodes.transformer_xl import Compressive, Memorizing, TransformerXL
 from studies.memory.streams import assert_pieces_agree, numbers_held
 
 

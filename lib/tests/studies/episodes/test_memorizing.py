@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.episodes.memorizing import Memorizing, recall
-from studies.episodes.transformer_xl import TransformerXL
+from studies.episodes.transformer_xl import Memorizing, TransformerXL, recall
 
 WIDTH = 8
 
