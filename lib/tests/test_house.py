@@ -13,7 +13,7 @@ import pytest
 LIB = Path(__file__).resolve().parents[1]
 NOTEBOOKS = LIB.parent / "notebooks"
 HOUSES = ("citypaths", "studies", "commands", "bench")
-PACKAGE_LINES, CHAPTER_LINES, MODULES = 6_700, 2_000, 92  # the aim: 6,000 and 80
+PACKAGE_LINES, CHAPTER_LINES, MODULES = 6_700, 2_000, 93  # the aim: 6,000 and 80
 LEVELS = (
     "citypaths.files",
     "citypaths.sizes",

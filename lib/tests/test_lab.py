@@ -272,7 +272,7 @@ def test_ledger_row_without_hard_queries(queries, home):
     row = ledger_row(easy.judge(found(easy.rows.paths)), found(easy.rows.paths))
     assert row["hard_queries"] == 0 and np.isnan(row["hard_success"])
     assert (row["hard_success_low"], row["hard_success_high"]) == (0, 1)
-    record("x", SIZES["tiny"], 0, [row | {"regime": "open_map"}])
+    record("x", SIZES["tiny"], 0, [row | {"regime": "open_map", "family": "floor"}])
     assert load_results()["hard_success"].isna().all()
     (home / "reports" / "runs" / "x-tiny-seed0.json").unlink()
 

@@ -86,7 +86,6 @@ COLUMNS = {
     "hard_success_low": "share",
     "hard_success_high": "share",
     "run": "text",
-    "budget": "number",
 }
 GREAT_CIRCLE = 30  # operations of one look-up with its distance and estimate: a convention
 REGIMES = ("closed_book", "checked", "open_map")
@@ -121,11 +120,11 @@ def record(
     """Write a run's JSON in `records_dir`, and its CSV anew; a rerun replaces its own rows.
 
     Args:
-        rows: one dict a method, with the ledger's column names; `regime` is required.
+        rows: one dict a method, with the ledger's column names; `regime` and `family` are required.
         shared: columns that all rows have in common.
 
     Raises:
-        ValueError: an unknown column or regime, or a rate outside [0, 1].
+        ValueError: an unknown column, regime or family, or a value that its column does not hold.
     """
     names = {"notebook": notebook, "size": size.name, "seed": seed, "device": device}
     names |= _code() | {"threads": torch.get_num_threads()} | shared
@@ -149,8 +148,7 @@ def file_record(body: dict[str, Any]) -> Path:
         body: what `record` writes: at least `run` and `rows`.
 
     Raises:
-        ValueError: a run whose name is no file name, an unknown column or regime, or a rate
-            outside [0, 1].
+        ValueError: a run whose name is no file name, or what `record` refuses.
     """
     if not re.fullmatch(r"\w[\w.-]*", body["run"]):
         raise ValueError(f"a run is named with letters, digits, dots and dashes: {body['run']!r}")
@@ -193,10 +191,9 @@ def _check(row: dict[str, Any]) -> None:
     unknown = set(row) - set(COLUMNS)
     if unknown:
         raise ValueError(f"the ledger has no column {sorted(unknown)}; known: {', '.join(COLUMNS)}")
-    if row.get("regime") not in REGIMES:
-        raise ValueError(f"regime is one of {', '.join(REGIMES)}, not {row.get('regime')!r}")
-    if row.get("family", FAMILIES[0]) not in FAMILIES:
-        raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {row['family']!r}")
+    for name, named in (("regime", REGIMES), ("family", FAMILIES)):
+        if row.get(name) not in named:
+            raise ValueError(f"{name} is one of {', '.join(named)}, not {row.get(name)!r}")
     for name, value in row.items():
         if value is not None and not KINDS[COLUMNS[name]][1](value):
             raise ValueError(f"{name} is {KINDS[COLUMNS[name]][0]}, not {value!r}")

@@ -31,8 +31,7 @@ class Scored:
         model, method = self.row["model"], self.row["method"]
         if model == "none":
             return method
-        checked = self.row["regime"] == "checked" and not method.endswith(", checked")
-        text = f"{method}, checked" if checked else method
+        text = f"{method}, checked" if self.row["regime"] == "checked" else method
         return model if text == "greedy" else f"{model}, {text}"
 
 
@@ -95,16 +94,10 @@ class Method:
         return {name: value for name, value in named.items() if value is not None}
 
 
-def score(
-    queries: Queries, found: Found, method: Method | str | None = None, **columns: Any
-) -> Scored:
+def score(queries: Queries, found: Found, method: Method, **columns: Any) -> Scored:
     """Judge what a method found; `columns` of the ledger are added to the method's own."""
     judged = queries.judge(found)
-    if isinstance(method, Method):
-        columns = method.columns | columns
-    elif method is not None:
-        columns["method"] = method
-    return Scored(found, judged, ledger_row(judged, found) | columns)
+    return Scored(found, judged, ledger_row(judged, found) | method.columns | columns)
 
 
 def score_methods(methods: Iterable[Method], queries: Queries, **columns: Any) -> list[Scored]:

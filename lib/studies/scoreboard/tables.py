@@ -15,9 +15,11 @@ import pandas as pd
 
 from citypaths.files import project_root, reports_dir, write_bytes
 from citypaths.judging.ledger import (
+    REGIMES,
     arms_of,
     largest_run,
     load_results,
+    operations,
     percent,
     publish,
     quantity,
@@ -26,6 +28,7 @@ from citypaths.judging.ledger import (
 from citypaths.judging.metrics import SLACK, over_few
 from studies.learning import study as learning
 from studies.learning import values as learning_values
+from studies.scoreboard.board import frontier
 from studies.search import exchange
 
 
@@ -59,6 +62,25 @@ def baselines(rows: pd.DataFrame) -> str:
     count, hard = (int(largest_run(rows)[c].max()) for c in ("queries", "hard_queries"))
     head = f"{count:,} uncontained queries, {hard:,} of them hard."
     return f"{head}\n\n{markdown(methods(rows))}"
+
+
+def frontiers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return of the largest run, regime by regime, the methods that nothing cheaper equals."""
+    rows = largest_run(rows)
+    rows = rows.assign(operations=operations(rows))
+    return methods(pd.concat(frontier(rows[rows["regime"] == regime]) for regime in REGIMES))
+
+
+def held_out(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return arms trained around queries held out first: on these, and on training queries."""
+    rows = largest_run(rows)
+    known = rows[rows["subset"] == "training queries"].set_index("model")
+    asked = rows[rows["subset"] != "training queries"]
+    table = {"model": asked["model"], "success": _intervals(asked, "success")}
+    table |= {"success on training queries": [percent(known["success"][m]) for m in asked["model"]]}
+    table |= {"optimal": asked["optimal"].map(percent), "nats a hop": asked["loss"].round(3)}
+    table |= {"parameters": asked["parameters"].map(quantity)}
+    return pd.DataFrame(table | {"training FLOPs": asked["training_flops"].map(quantity)})
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -182,6 +204,8 @@ TABLES: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame | str], tuple[str,
     "baseline": (baselines, ("floors", "decoders")),
     "seeds": (over_seeds, ("decoders",)),
     "priors": (over_seeds, ("priors",)),
+    "held-out": (held_out, ("held out",)),
+    "frontier": (frontiers, ("searches",)),
     "search": (methods, ("searches", "heuristics", "trees")),
     "refinement": (refinement, ("rounds", "references")),
     "exchange": (exchanged, ("ladder",)),

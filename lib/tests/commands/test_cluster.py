@@ -326,7 +326,7 @@ from citypaths.judging import ledger
 assert not list(files.reports_dir().rglob("*.json")), "another run's ledger"
 assert seed != 2, "seed two is not for us"
 draw = np.random.default_rng([seed, *style.encode()]).random()
-row = {"regime": "checked", "method": style, "success": draw}
+row = {"regime": "checked", "family": "sample", "method": style, "success": draw}
 ledger.record("97-sweep", sizes.get_size(size), seed, [row], queries=7)
 """
 
@@ -381,7 +381,7 @@ def test_points_of_one_size_and_seed_keep_rows_of_their_own(
     notebook, ledger, tmp_path, monkeypatch
 ):
     def pretend(name, source, parameters):
-        row = {"regime": "checked", "method": parameters["style"]}
+        row = {"regime": "checked", "family": "sample", "method": parameters["style"]}
         record = {"run": "97-sweep-tiny-seed0", "rows": [row]}
         return name, source, [record], ""
 

@@ -13,7 +13,14 @@ from citypaths.judging.floors import hop_use, rarest_hop
 from citypaths.judging.ledger import COLUMNS, record
 from citypaths.models import build
 from citypaths.sizes import get_size
-from studies.baselines.study import WALKS, decoders, faults, floor_methods, well_travelled
+from studies.baselines.priors import ablate, across_seeds
+from studies.baselines.study import (
+    WALKS,
+    decoders,
+    faults,
+    floor_methods,
+    well_travelled,
+)
 from studies.baselines.waterfall import climb, rungs
 
 
@@ -132,3 +139,14 @@ def test_climbing_it(home):
     assert len({row["graph"] for row in table["row"]}) == 3
     assert len(list((size.folder / "models").iterdir())) == 6
     record("waterfall", size, 0, table["row"].tolist())
+
+
+def test_each_prior_is_scored_at_every_seed(dataset, queries):
+    little = get_size(
+        "tiny", {"train": 1500, "valid": 80, "test": 400, "budget": 2e6, "batch_tokens": 128}
+    )
+    scored = ablate(little, dataset, queries.first(10), seeds=(0, 1))
+    table = across_seeds(scored)
+    assert next(iter(table.index)) == "prior: plain" and len(table) == len(scored) / 2 == 12
+    assert (table["count"] == 2).all() and table.loc["prior: plain", "gain"] == 0
+    assert {(s.row["study"], s.row["seed"]) for s in scored} == {("priors", 0), ("priors", 1)}

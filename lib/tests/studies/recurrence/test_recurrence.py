@@ -17,7 +17,7 @@ from citypaths.models import build
 from citypaths.models.check import assert_consistent
 from citypaths.sizes import SIZES, get_size
 from citypaths.training.recipes import arms, recipe
-from studies import train as training
+from commands import train as training
 from studies.recurrence import figures as loop_plots
 from studies.recurrence import study as recurrence
 

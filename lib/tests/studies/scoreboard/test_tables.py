@@ -200,3 +200,24 @@ def test_the_committed_pages_show_the_committed_ledger(tmp_path):
     for page in (tmp_path / "README.md", tmp_path / "reports" / "README.md"):
         text = page.read_text()
         assert fill_tables(text, ledger) == text, f"{page.name}: make tables"
+
+
+def test_the_frontier_keeps_what_nothing_cheaper_equals():
+    rows = [
+        row("searches", method="greedy", success=0.5, inference_flops=10.0),
+        row("searches", method="dear", success=0.5, inference_flops=20.0),
+        row("searches", method="beam 8", success=0.7, inference_flops=30.0),
+        row("searches", method="best of 8", regime="checked", success=0.6, inference_flops=5.0),
+    ]
+    head, *lines = made("frontier-small", rows)
+    assert [line[head.index("method")] for line in lines] == ["greedy", "beam 8", "best of 8"]
+
+
+def test_arms_stand_with_their_success_on_training_queries():
+    numbers = {"split": "held_out", "loss": 0.1234, "optimal": 0.25, "training_flops": 2e12}
+    rows = [row("held out", subset="", **numbers)]
+    rows.append(row("held out", subset="training queries", **numbers | {"success": 0.9}))
+    head, line = made("held-out-small", rows)
+    assert line[: head.index("optimal") + 2] == [
+        "gru-8", "50.0 % (40.0-60.0)", "90.0 %", "25.0 %", "0.123",
+    ]  # fmt: skip
