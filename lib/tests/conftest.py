@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from small_project import at_home, everything, project, work
 
+from citypaths import lab
 from citypaths.data.dataset import make_dataset
 from citypaths.data.splits import recipe_for
 from citypaths.map.cities import load_cities
 from citypaths.map.graph import build_graph
+from citypaths.sizes import get_size
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +93,22 @@ def empty_home(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with at_home(folder):
         yield folder
+
+
+@pytest.fixture(scope="module")
+def size(empty_home):
+    """A size of few paths, at home in the module's own folder."""
+    return get_size("tiny", {"train": 1500, "valid": 80, "test": 400, "queries": 40})
+
+
+@pytest.fixture(scope="module")
+def dataset(size):
+    return lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
+
+
+@pytest.fixture(scope="module")
+def queries(dataset):
+    return lab.Queries.of(dataset).uncontained()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from citypaths.decoding import PathLength
 from citypaths.map.graph import CityGraph
 from citypaths.map.shortest_paths import shortest_path_trees
 from citypaths.models import PathModel
+from studies.memory.streams import Memory, numbers_held
 
 STEP, START = 7, 3  # what `Markov` and `Perfect` say they cost
 
@@ -172,3 +173,11 @@ def counted_flops(call: Callable[[], Any]) -> int:
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention escapes too
         call()
     return counter.get_total_flops()
+
+
+def assert_a_step_leaves_its_state_alone(model: Memory, x: torch.Tensor, state: Any) -> None:
+    """A stream read from a state gives a new one that holds as much, and changes not the old."""
+    state = model(x, state)[1]
+    copies = [part.clone() for part in state]
+    assert numbers_held(model(x, state)[1]) == numbers_held(state)
+    assert all(torch.equal(a, b) for a, b in zip(state, copies, strict=True))

@@ -113,8 +113,8 @@ GRU = {"cell": "gru", "tied": True}
 LOOPED = {"width": WIDTH, "loops": 4}
 SAMPLED = LOOPED | {"sampled": (1, 8), "backprop": 4}
 
-# Notebook 03, queries held out first: equal budgets. The rate is the best of a few at `small` for
-# one of the arms; rates and batches are not tuned alike yet.
+# Notebook 03, queries held out first: equal budgets. The rate was scouted at `small` for one of the
+# arms; rates and batches are not tuned alike yet.
 HELD_OUT = ((8e9, 2e12, 4e12, None), (512,) * 4, (4e-3,) * 4)
 
 # Notebook 07: settings of memories that read new maps.

@@ -31,6 +31,8 @@ from studies.learning import values as learning_values
 from studies.scoreboard.board import frontier
 from studies.search import exchange
 
+SPENT = ["parameters", "training_flops"]
+
 
 def markdown(table: pd.DataFrame) -> str:
     """Return a table of text as Markdown."""
@@ -79,8 +81,8 @@ def held_out(rows: pd.DataFrame) -> pd.DataFrame:
     table = {"model": asked["model"], "success": _intervals(asked, "success")}
     table |= {"success on training queries": [percent(known["success"][m]) for m in asked["model"]]}
     table |= {"optimal": asked["optimal"].map(percent), "nats a hop": asked["loss"].round(3)}
-    table |= {"parameters": asked["parameters"].map(quantity)}
-    return pd.DataFrame(table | {"training FLOPs": asked["training_flops"].map(quantity)})
+    table |= {name.replace("_flops", " FLOPs"): asked[name].map(quantity) for name in SPENT}
+    return pd.DataFrame(table | {"queries": asked["queries"]})
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,28 +13,12 @@ from citypaths.judging.ledger import COLUMNS
 from citypaths.judging.methods import Method
 from citypaths.map.best_first import best_first
 from citypaths.models import build
-from citypaths.sizes import get_size
 from citypaths.training.loop import Trained
 
 
 @pytest.fixture(scope="module", autouse=True)
 def home(empty_home):
     return empty_home
-
-
-@pytest.fixture(scope="module")
-def size(home):
-    return get_size("tiny", {"train": 1500, "valid": 80, "test": 400, "queries": 40})
-
-
-@pytest.fixture(scope="module")
-def dataset(size):
-    return lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
-
-
-@pytest.fixture(scope="module")
-def queries(dataset):
-    return lab.Queries.of(dataset).uncontained()
 
 
 def test_loops_reach_the_model(queries):

@@ -30,21 +30,6 @@ def home(empty_home):
 
 
 @pytest.fixture(scope="module")
-def size(home):
-    return get_size("tiny", {"train": 1500, "valid": 80, "test": 400, "queries": 40})
-
-
-@pytest.fixture(scope="module")
-def dataset(size):
-    return lab.size_dataset(size, lab.size_graph(size, make=True), make=True)
-
-
-@pytest.fixture(scope="module")
-def queries(dataset):
-    return lab.Queries.of(dataset).uncontained()
-
-
-@pytest.fixture(scope="module")
 def memory(dataset):
     return [dataset.rows("train").paths]
 
